@@ -1,0 +1,221 @@
+"""One model in training on one machine: its plans, its memory, and what a training step takes.
+
+The training step's plan and the evaluation's share the parameters and one arena, for they never
+run at the same time. Where a run is kept and how often what happens is `gpt2.train`'s concern.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from aieflow.gpt2.checkpoint import Moments
+from aieflow.gpt2.lower import Optimizer, evaluation, training_step
+from aieflow.gpt2.params import initial_parameters, parameter_specs
+from aieflow.gpt2.run_config import RunConfig, learning_rate
+from aieflow.gpt2.sampler import Sampler
+from aieflow.ops.errors import InputError, PlanError, TrainingError
+from aieflow.ops.graph import Graph
+from aieflow.ops.op import Array
+from aieflow.runtime.machine import Machine
+from aieflow.runtime.plan import Plan, Step
+from aieflow.runtime.trace import Trace
+
+_SMALLER = (
+    "use a smaller --batch-size (with --grad-accumulation) or --seq-len, or a smaller --preset"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one training step gave; `training_step` counts those completed."""
+
+    training_step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    seconds: float
+    tokens_per_s: float
+    trace: Trace | None = None
+
+
+def training_graph(config: RunConfig) -> Graph:
+    """The graph of one training step of a run."""
+    return training_step(
+        config.model,
+        config.batch_size * config.grad_accumulation,
+        config.seq_len,
+        shards=config.grad_accumulation,
+        optimizer=Optimizer(config.beta1, config.beta2, config.weight_decay, config.grad_clip),
+        dropout=config.dropout,
+    )
+
+
+class Trainer:
+    """Holds parameters and moments, and does training steps and evaluations.
+
+    Raises InputError when the plan needs more memory than the machine has free.
+    """
+
+    def __init__(self, config: RunConfig, machine: Machine) -> None:
+        self.config = config
+        _require_least(config, machine)
+        whole = not config.check_finite
+        self.plan = machine.plan(training_graph(config), divided=whole)
+        graph = evaluation(config.model, config.batch_size, config.seq_len)
+        evaluation_plan = machine.plan(graph)
+        arena_nbytes = max(plan.memory.arena_nbytes for plan in (self.plan, evaluation_plan))
+        self.planned_nbytes = (
+            self.plan.nbytes
+            + arena_nbytes
+            - self.plan.memory.arena_nbytes
+            + evaluation_plan.memory.accounts["feeds"]
+            + sum(evaluation_plan.workspace.values())
+        )
+        _require_memory(self.planned_nbytes, machine, self.plan)
+        self._states = machine.allocate_states(self.plan.graph)
+        arena = machine.allocate(arena_nbytes)
+        observer = None if whole else _require_finite
+        self._executor = machine.open(self.plan, self._states, arena, observer)
+        self._evaluator = machine.open(evaluation_plan, self._states, arena)
+        shape = (config.batch_size, config.seq_len)
+        self._batches = [
+            (np.zeros(shape, np.int32), np.zeros(shape, np.int32))
+            for _ in range(config.grad_accumulation)
+        ]
+
+    @property
+    def parameters(self) -> Mapping[str, Array]:
+        """The parameters by name, float32: the memory itself."""
+        return {name: self._states[name] for name in parameter_specs(self.config.model)}
+
+    @property
+    def moments(self) -> Moments:
+        """AdamW's moments by parameter name, float32: the memory itself."""
+        names = parameter_specs(self.config.model)
+        first, second = ({name: self._states[f"{k}:{name}"] for name in names} for k in "mv")
+        return Moments(first, second)
+
+    def initialise(self) -> None:
+        """Fill the parameters from the run's seed."""
+        for _ in initial_parameters(self.config.model, self.config.seed, self.parameters):
+            pass  # each was written in place
+
+    def warm_up(self) -> None:
+        """Run both plans once, so that kernels are compiled and pages present; clears all states.
+
+        To be called before the parameters are filled.
+        """
+        for array in self._states.values():
+            array[...] = 0
+        self._executor.run(self._feeds(0, 0.0))
+        tokens, targets = self._batches[0]
+        self._evaluator.run({"tokens": tokens, "targets": targets})
+        for array in self._states.values():
+            array[...] = 0
+
+    def step(self, index: int, sampler: Sampler, traced: bool = False) -> StepRecord:
+        """Do training step `index`, counted from 0.
+
+        Raises TrainingError when the loss or the gradients' norm is not finite, or with
+        `check_finite` at the first node that gives such a value.
+        """
+        config = self.config
+        begin = time.perf_counter()
+        for number, (tokens, targets) in enumerate(self._batches):
+            sampler.fill(index, number, tokens, targets)
+        lr = learning_rate(config, index)
+        feeds = self._feeds(index, lr)
+        try:
+            trace = self._executor.run(feeds, traced)
+        except TrainingError as error:
+            raise TrainingError(f"training step {index + 1}: {error}") from None
+        loss = float(self._executor.array("loss")[0])
+        grad_norm = float(self._executor.array("grad_norm")[0])
+        seconds = time.perf_counter() - begin
+        for name, value in (("loss", loss), ("gradients' norm", grad_norm)):
+            if not np.isfinite(value):
+                raise TrainingError(
+                    f"training step {index + 1}: the {name} is {value}: try a lower --lr, or "
+                    "--grad-clip; --check-finite names the first node that gives such a value"
+                )
+        return StepRecord(
+            index + 1,
+            loss,
+            lr,
+            grad_norm,
+            seconds,
+            config.batch_size * config.grad_accumulation * config.seq_len / seconds,
+            trace,
+        )
+
+    def evaluate(self, batches: Iterable[tuple[Array, Array]]) -> float:
+        """Mean loss over batches of tokens and targets int32 (B, T).
+
+        Raises TrainingError when it is not finite.
+        """
+        losses = []
+        for tokens, targets in batches:
+            self._evaluator.run({"tokens": tokens, "targets": targets})
+            losses.append(float(self._evaluator.array("loss")[0]))
+        loss = float(np.mean(losses))
+        if not np.isfinite(loss):
+            raise TrainingError(f"the validation loss is {loss}: try a lower --lr")
+        return loss
+
+    def require_finite(self) -> None:
+        """Raise TrainingError that names the first parameter which holds NaN or infinity."""
+        for name, array in self.parameters.items():
+            if not np.isfinite(array).all():
+                raise TrainingError(f"parameter {name} is not finite: try a lower --lr")
+
+    def close(self) -> None:
+        """End the lanes' workers."""
+        self._executor.close()
+        self._evaluator.close()
+
+    def _feeds(self, index: int, lr: float) -> dict[str, Array]:
+        config = self.config
+        t = index + 1
+        rates = np.array([lr, 1 - config.beta1**t, 1 - config.beta2**t])
+        feeds: dict[str, Array] = {"rates": rates}
+        if config.dropout:
+            sequence = np.random.SeedSequence((config.seed, index))
+            feeds["key"] = sequence.generate_state(1, np.uint64)
+        for number, (tokens, targets) in enumerate(self._batches):
+            prefix = f"shard.{number}." if len(self._batches) > 1 else ""
+            feeds[f"{prefix}tokens"], feeds[f"{prefix}targets"] = tokens, targets
+        return feeds
+
+
+def _require_least(config: RunConfig, machine: Machine) -> None:
+    """Refuse at once what no plan can fit: lowering and planning it would take minutes."""
+    states = 3 * 4 * config.model.parameters  # with both moments
+    logits = 4 * config.batch_size * config.seq_len * config.model.vocab_size
+    tokens = 2 * 4 * config.grad_accumulation * config.batch_size * config.seq_len
+    free = machine.free_nbytes()
+    if states + logits + tokens > free:
+        gib = [f"{nbytes / 2**30:,.2f} GiB" for nbytes in (states, logits + tokens, free)]
+        raise InputError(
+            f"--batch-size {config.batch_size} and --seq-len {config.seq_len} with "
+            f"{config.model.parameters:,} parameters: at least {gib[0]} of memory for parameters "
+            f"and moments and {gib[1]} for the batch, {machine.name} has {gib[2]} free: {_SMALLER}"
+        )
+
+
+def _require_memory(nbytes: int, machine: Machine, plan: Plan) -> None:
+    try:
+        machine.require_memory(nbytes, plan)
+    except PlanError as error:
+        raise InputError(f"{error}: {_SMALLER}") from None
+
+
+def _require_finite(step: Step, outputs: Mapping[str, Array]) -> None:
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            bad = int(np.argmin(np.isfinite(array)))
+            raise TrainingError(
+                f"%{name} is the first value that is not finite: "
+                f"element {bad} is {array.reshape(-1)[bad]}"
+            )

@@ -1,0 +1,372 @@
+"""Causal attention by blocks of query rows: BLAS products and a softmax over what lies between.
+
+For one block of queries of one head the scores against all keys up to the block's end are made in
+the part's workspace, turned into exponentials in place and multiplied with the values, so nothing
+right of the diagonal's block is computed and nothing of size T x T is kept. Backward makes the
+scores again and goes through the blocks from the last to the first: the last one touches every key,
+so it overwrites the gradients of keys and values, and the others add to them. Heads are read and
+written where they lie, as sub-matrices of the tensors around them.
+"""
+
+import math
+from collections.abc import Callable, Set
+from typing import TypeAlias
+
+import numpy as np
+
+from aieflow.ops import attention
+from aieflow.ops.cpu import blas
+from aieflow.ops.cpu.compile import compiled
+from aieflow.ops.cpu.exponential import exponential
+from aieflow.ops.cpu.mask import is_kept, stream_offset, threshold
+from aieflow.ops.cpu.operand import flat, floats
+from aieflow.ops.cpu.reduction import dot, exponentials, maximum
+from aieflow.ops.errors import DeviceError
+from aieflow.ops.graph import Node
+from aieflow.ops.kernel import Call, Kernel, Split
+from aieflow.ops.op import Array
+
+BLOCK = 64  # query rows
+FEW_SEQUENCES = 8  # a batch of fewer is divided by heads
+FLOAT = 4  # bytes
+NONE: Set[int] = frozenset()
+Operands: TypeAlias = tuple[Set[int], Set[int]]  # positions of inputs, of outputs
+ZERO, ONE = np.float32(0), np.float32(1)
+NO_KEY = np.zeros(1, np.uint64)
+
+
+@compiled
+def _attend(
+    batches: tuple[Array, Array, Array, Array, Array],
+    starts: tuple[int, int, int, int, int],
+    strides: tuple[int, int, int],
+    sizes: tuple[int, int, int],
+    scores: Array,
+    shares: Array,
+    base: np.uint64,
+    least: np.uint64,
+    keep_scale: float,
+    first_index: int,
+) -> None:
+    """One head: `count` queries, the first of them at `before`, against all keys so far."""
+    # flat q, k, v, out, lse; where the head starts in each; row strides of q, k and v, out
+    q, k, v, out, lse = batches
+    q_start, k_start, v_start, out_start, lse_start = starts
+    q_stride, k_stride, out_stride = strides
+    before, count, width = sizes
+    total = before + count
+    scale = ONE / np.sqrt(np.float32(width))
+    k_address = k.ctypes.data + FLOAT * k_start
+    v_address = v.ctypes.data + FLOAT * v_start
+    scores_address = scores.ctypes.data
+    kept_scale = np.float32(keep_scale)
+    for i in range(0, count, BLOCK):
+        rows = min(BLOCK, count - i)
+        columns = before + i + rows
+        q_address = q.ctypes.data + FLOAT * (q_start + i * q_stride)
+        out_address = out.ctypes.data + FLOAT * (out_start + i * out_stride)
+        blas.sgemm(
+            False,
+            True,
+            rows,
+            columns,
+            width,
+            scale,
+            q_address,
+            q_stride,
+            k_address,
+            k_stride,
+            ZERO,
+            scores_address,
+            columns,
+        )
+        for r in range(rows):
+            seen = before + i + r + 1
+            row = scores[r * columns : r * columns + seen]
+            top = maximum(row)
+            exponential_sum = exponentials(row, top)
+            lse[lse_start + i + r] = top + np.float32(math.log(np.float64(exponential_sum)))
+            shares[r] = kept_scale / exponential_sum
+            if least > 0:
+                index = first_index + (i + r) * total
+                for j in range(row.size):
+                    row[j] = row[j] if is_kept(base, index + j, least) else ZERO
+            unseen = scores[r * columns + seen : (r + 1) * columns]
+            for j in range(unseen.size):
+                unseen[j] = ZERO
+        blas.sgemm(
+            False,
+            False,
+            rows,
+            width,
+            columns,
+            ONE,
+            scores_address,
+            columns,
+            v_address,
+            k_stride,
+            ZERO,
+            out_address,
+            out_stride,
+        )
+        for r in range(rows):
+            line = out_start + (i + r) * out_stride
+            result, share = out[line : line + width], shares[r]
+            for j in range(width):
+                result[j] *= share
+
+
+@compiled
+def _forward(
+    qkv: Array,
+    out: Array,
+    lse: Array,
+    scores: Array,
+    shares: Array,
+    key: Array,
+    sizes: tuple[int, int, int],
+    heads_share: tuple[int, int],
+    stream: np.uint64,
+    least: np.uint64,
+    keep_scale: float,
+) -> None:
+    # flat qkv (B, T, 3C), out (B, T, C), lse (B, H, T); T, H, D; heads first ... last of B*H
+    T, H, D = sizes
+    C = H * D
+    base = key[0] + stream
+    for unit in range(heads_share[0], heads_share[1]):
+        b, h = unit // H, unit % H
+        start = b * T * 3 * C + h * D
+        _attend(
+            (qkv, qkv, qkv, out, lse),
+            (start, start + C, start + 2 * C, b * T * C + h * D, unit * T),
+            (3 * C, 3 * C, C),
+            (0, T, D),
+            scores,
+            shares,
+            base,
+            least,
+            keep_scale,
+            unit * T * T,
+        )
+
+
+@compiled
+def _backward(
+    operands: tuple[Array, Array, Array, Array, Array],
+    scores: Array,
+    dscores: Array,
+    key: Array,
+    sizes: tuple[int, int, int],
+    heads_share: tuple[int, int],
+    stream: np.uint64,
+    least: np.uint64,
+    keep_scale: float,
+) -> None:
+    # flat qkv (B, T, 3C), out (B, T, C), lse (B, H, T), dout (B, T, C), dqkv (B, T, 3C)
+    qkv, out, lse, dout, dqkv = operands
+    T, H, D = sizes
+    C = H * D
+    stride = 3 * C
+    base = key[0] + stream
+    scale = ONE / np.sqrt(np.float32(D))
+    kept_scale = np.float32(keep_scale)
+    s_address, ds_address = scores.ctypes.data, dscores.ctypes.data
+    for unit in range(heads_share[0], heads_share[1]):
+        b, h = unit // H, unit % H
+        start, out_start = b * T * stride + h * D, b * T * C + h * D
+        q = qkv.ctypes.data + FLOAT * start
+        k, v = q + FLOAT * C, q + FLOAT * 2 * C
+        dq = dqkv.ctypes.data + FLOAT * start
+        dk, dv = dq + FLOAT * C, dq + FLOAT * 2 * C
+        do = dout.ctypes.data + FLOAT * out_start
+        for i in range((T - 1) // BLOCK * BLOCK, -1, -BLOCK):
+            rows = min(BLOCK, T - i)
+            n = i + rows
+            beta = ZERO if n == T else ONE
+            q_i, do_i = q + FLOAT * i * stride, do + FLOAT * i * C
+            # scores = Q Kᵀ / sqrt(D), dscores = dO Vᵀ
+            blas.sgemm(False, True, rows, n, D, scale, q_i, stride, k, stride, ZERO, s_address, n)
+            blas.sgemm(False, True, rows, n, D, ONE, do_i, C, v, stride, ZERO, ds_address, n)
+            for r in range(rows):
+                seen = i + r + 1
+                line = out_start + (i + r) * C
+                along = dot(dout[line : line + D], out[line : line + D])
+                log_sum = lse[unit * T + i + r]
+                row = scores[r * n : r * n + seen]
+                drow = dscores[r * n : r * n + seen]
+                if least > 0:
+                    index = (unit * T + i + r) * T
+                    for j in range(seen):
+                        p = exponential(row[j] - log_sum)
+                        kept = kept_scale if is_kept(base, index + j, least) else ZERO
+                        row[j] = p * kept
+                        drow[j] = p * (drow[j] * kept - along) * scale
+                else:
+                    for j in range(seen):
+                        p = exponential(row[j] - log_sum)
+                        row[j] = p
+                        drow[j] = p * (drow[j] - along) * scale
+                row = scores[r * n + seen : (r + 1) * n]
+                drow = dscores[r * n + seen : (r + 1) * n]
+                for j in range(row.size):
+                    row[j] = ZERO
+                    drow[j] = ZERO
+            # dV += Pᵀ dO, dK += dSᵀ Q, dQ = dS K
+            blas.sgemm(True, False, n, D, rows, ONE, s_address, n, do_i, C, beta, dv, stride)
+            blas.sgemm(True, False, n, D, rows, ONE, ds_address, n, q_i, stride, beta, dk, stride)
+            dq_i = dq + FLOAT * i * stride
+            blas.sgemm(False, False, rows, D, n, ONE, ds_address, n, k, stride, ZERO, dq_i, stride)
+
+
+@compiled
+def _cached(
+    qkv: Array,
+    keys: Array,
+    values: Array,
+    position: Array,
+    out: Array,
+    lse: Array,
+    scores: Array,
+    shares: Array,
+    sizes: tuple[int, int, int, int],
+    heads_share: tuple[int, int],
+) -> None:
+    # flat qkv (B, n, 3C), keys, values (B, Tmax, C), out (B, n, C), lse (n,); n, Tmax, H, D
+    n, longest, H, D = sizes
+    C = H * D
+    before = position[0]
+    for unit in range(heads_share[0], heads_share[1]):
+        b, h = unit // H, unit % H
+        start, cache = b * n * 3 * C + h * D, b * longest * C + h * D
+        for i in range(n):
+            source, target = start + i * 3 * C, cache + (before + i) * C
+            for j in range(D):
+                keys[target + j] = qkv[source + C + j]
+                values[target + j] = qkv[source + 2 * C + j]
+        _attend(
+            (qkv, keys, values, out, lse),
+            (start, cache, cache, b * n * C + h * D, 0),
+            (3 * C, C, C),
+            (before, n, D),
+            scores,
+            shares,
+            np.uint64(0),
+            np.uint64(0),
+            1.0,
+            0,
+        )
+
+
+def _split(node: Node, by_sequence: Operands, by_head: Operands) -> Split:
+    """Divide by sequences, or by heads where those are few; of each the operands that divide."""
+    B, H = node.input_specs[0].shape[0], int(node.attrs["heads"])
+    if B >= FEW_SEQUENCES:
+        return Split(B, *map(frozenset, by_sequence))
+    return Split(B * H, *map(frozenset, by_head))
+
+
+def _heads_share(call: Call) -> tuple[int, int]:
+    """The heads [first, last) of all B*H that this part does."""
+    B, H = call.inputs[0].shape[0], int(call.attrs["heads"])
+    if B >= FEW_SEQUENCES:
+        first, last = call.share(B)
+        return first * H, last * H
+    return call.share(B * H)
+
+
+def _sizes(call: Call) -> tuple[int, int, int]:
+    _, T, three_c = call.inputs[0].shape
+    H = int(call.attrs["heads"])
+    return T, H, three_c // (3 * H)
+
+
+def _dropout(call: Call, at_key: int) -> tuple[Array, np.uint64, np.uint64, float]:
+    rate = float(call.attrs.get("rate", 0))
+    if not rate:
+        return NO_KEY, np.uint64(0), np.uint64(0), 1.0
+    stream = stream_offset(int(call.attrs["stream"]))
+    return call.inputs[at_key], stream, threshold(rate), 1 / (1 - rate)
+
+
+def _bind_forward(call: Call) -> Callable[[], None]:
+    blas.load()
+    qkv, out, lse = flat(call.inputs[0]), flat(call.outputs[0]), flat(call.outputs[1])
+    T, H, D = _sizes(call)
+    shares = floats(call.workspace, BLOCK)
+    scores = floats(call.workspace, BLOCK * (T + 1))[BLOCK:]
+    key, stream, least, keep_scale = _dropout(call, 1)
+    sizes, heads_share = (T, H, D), _heads_share(call)
+
+    def run() -> None:
+        _forward(qkv, out, lse, scores, shares, key, sizes, heads_share, stream, least, keep_scale)
+
+    return run
+
+
+ATTENTION = Kernel(
+    "blocks",
+    attention.ATTENTION,
+    _bind_forward,
+    lambda node: _split(node, ({0}, {0, 1}), (NONE, {1})),
+    lambda node: FLOAT * BLOCK * (node.input_specs[0].shape[1] + 1),
+)
+
+
+def _bind_backward(call: Call) -> Callable[[], None]:
+    blas.load()
+    qkv, out, lse, dout = (flat(operand) for operand in call.inputs[:4])
+    operands = (qkv, out, lse, dout, flat(call.outputs[0]))
+    T, H, D = _sizes(call)
+    scores = floats(call.workspace, BLOCK * T)
+    dscores = floats(call.workspace, 2 * BLOCK * T)[BLOCK * T :]
+    key, stream, least, keep_scale = _dropout(call, 4)
+    sizes, heads_share = (T, H, D), _heads_share(call)
+
+    def run() -> None:
+        _backward(operands, scores, dscores, key, sizes, heads_share, stream, least, keep_scale)
+
+    return run
+
+
+ATTENTION_BACKWARD = Kernel(
+    "blocks",
+    attention.ATTENTION_BACKWARD,
+    _bind_backward,
+    lambda node: _split(node, ({0, 1, 2, 3}, {0}), ({2}, NONE)),
+    lambda node: 2 * FLOAT * BLOCK * node.input_specs[0].shape[1],
+)
+
+
+def _bind_cached(call: Call) -> Callable[[], None]:
+    blas.load()
+    qkv, position = flat(call.inputs[0]), call.inputs[3]
+    out, keys, values = (flat(operand) for operand in call.outputs)
+    n, H, D = _sizes(call)
+    longest = call.inputs[1].shape[1]
+    workspace = floats(call.workspace, _cached_floats(n, longest))
+    shares, scores, lse = np.split(workspace, [BLOCK, BLOCK * (longest + 1)])
+    sizes, heads_share = (n, longest, H, D), _heads_share(call)
+
+    def run() -> None:
+        if not 0 <= position[0] <= longest - n:
+            raise DeviceError(
+                f"attention_cached: {n} tokens at position {position[0]} do not fit into a cache "
+                f"of {longest}"
+            )
+        _cached(qkv, keys, values, position, out, lse, scores, shares, sizes, heads_share)
+
+    return run
+
+
+def _cached_floats(n: int, longest: int) -> int:
+    return BLOCK * (longest + 1) + n
+
+
+ATTENTION_CACHED = Kernel(
+    "blocks",
+    attention.ATTENTION_CACHED,
+    _bind_cached,
+    lambda node: _split(node, ({0, 1, 2}, {0, 1, 2}), (NONE, NONE)),
+    lambda node: FLOAT * _cached_floats(node.input_specs[0].shape[1], node.input_specs[1].shape[1]),
+)

@@ -1,0 +1,167 @@
+"""Plans memory: every value that lives within a run gets a place in one arena.
+
+Liveness is read off program order: a value is live from the node that defines it to the last node
+that reads it (a result to the end). Values that take over an input's memory share its *block*.
+Blocks are placed largest first, each at the lowest offset that is free during its whole life
+(greedy by size: Pisarchyk and Lee 2020, section 5.2). Lanes that run ahead are held back by the
+waits that `runtime.plan` derives from the places.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from aieflow.ops.graph import Graph, Node, Value
+
+ALIGNMENT = 64
+MayShare = Callable[[int, int, int], bool]  # (node index, output, input)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place: `space` is the arena or the name of a state or feed."""
+
+    space: str
+    offset: int
+    nbytes: int
+
+
+ARENA = "arena"
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Where every value lies, and what that adds up to, in bytes."""
+
+    slots: Mapping[Value, Slot]
+    arena_nbytes: int
+    live_nbytes: int  # the most that is live at once; the arena is at least that
+    accounts: Mapping[str, int]  # parameters, moments, cache, feeds, gradients, activations
+
+    @property
+    def nbytes(self) -> int:
+        """All memory that the plan needs, workspaces apart."""
+        persistent = ("parameters", "moments", "cache", "feeds")
+        return self.arena_nbytes + sum(self.accounts[name] for name in persistent)
+
+
+@dataclass(slots=True)
+class _Block:
+    """Values that share memory, live over the nodes first … last."""
+
+    values: list[Value]
+    nbytes: int
+    first: int
+    last: int
+
+
+def plan_memory(graph: Graph, may_share: MayShare) -> MemoryPlan:
+    """Give every value a slot; `may_share` says which outputs may take over an input's memory."""
+    slots: dict[Value, Slot] = {}
+    accounts: dict[str, int] = dict.fromkeys(
+        ("parameters", "moments", "cache", "feeds", "gradients", "activations"), 0
+    )
+    for value in (*graph.feeds, *graph.states):
+        slots[value] = Slot(value.name, 0, value.spec.nbytes)
+        account = {"parameter": "parameters", "moment": "moments", "feed": "feeds"}
+        accounts[account.get(value.role, "cache")] += value.spec.nbytes
+    blocks = _blocks(graph, may_share)
+    offsets = _place(blocks)
+    for block, offset in zip(blocks, offsets, strict=True):
+        for value in block.values:
+            slots[value] = Slot(ARENA, offset, value.spec.nbytes)
+    for value, state in graph.state_of.items():
+        slots[value] = slots[state]
+    arena = max((o + b.nbytes for b, o in zip(blocks, offsets, strict=True)), default=0)
+    live, gradients = _peak(blocks, len(graph.nodes))
+    accounts["gradients"] = gradients
+    accounts["activations"] = arena - gradients
+    return MemoryPlan(slots, arena, live, accounts)
+
+
+def _blocks(graph: Graph, may_share: MayShare) -> list[_Block]:
+    end = len(graph.nodes)
+    last_read = {value: reads[-1] for value, reads in graph.consumers.items()}
+    last_read.update((value, end) for value in graph.results)
+    states = graph.state_of
+    block_of: dict[Value, _Block] = {}
+    blocks: list[_Block] = []
+    for index, node in enumerate(graph.nodes):
+        taken: set[Value] = set()
+        for position, value in enumerate(node.outputs):
+            if value in states:
+                continue
+            last = last_read.get(value, index)
+            source = _source(node, index, position, block_of, last_read, taken, may_share)
+            if source is not None:
+                taken.add(source)
+                block = block_of[source]
+                block.values.append(value)
+                block.last = last
+            else:
+                nbytes = -(-value.spec.nbytes // ALIGNMENT) * ALIGNMENT
+                block = _Block([value], nbytes, index, last)
+                blocks.append(block)
+            block_of[value] = block
+    return blocks
+
+
+def _source(
+    node: Node,
+    index: int,
+    position: int,
+    block_of: Mapping[Value, _Block],
+    last_read: Mapping[Value, int],
+    taken: set[Value],
+    may_share: MayShare,
+) -> Value | None:
+    """The input whose memory output `position` takes over, if any."""
+    for candidate in node.op.may_overwrite.get(position, ()):
+        if candidate >= len(node.inputs):
+            continue
+        value = node.inputs[candidate]
+        if (
+            value in block_of
+            and value not in taken
+            and last_read[value] == index
+            and node.inputs.count(value) == 1
+            and value.spec.nbytes == node.outputs[position].spec.nbytes
+            and may_share(index, position, candidate)
+        ):
+            return value
+    return None
+
+
+def _place(blocks: list[_Block]) -> list[int]:
+    """The offset of each block: no two that live at the same time overlap."""
+    count = len(blocks)
+    offsets = np.zeros(count, np.int64)
+    sizes = np.array([block.nbytes for block in blocks], np.int64)
+    first = np.array([block.first for block in blocks], np.int64)
+    last = np.array([block.last for block in blocks], np.int64)
+    order = sorted(range(count), key=lambda i: (-sizes[i], first[i], i))
+    placed = np.zeros(count, bool)
+    for i in order:
+        alive = placed & (first <= last[i]) & (last >= first[i])
+        neighbours = np.flatnonzero(alive)
+        cursor = 0
+        for j in neighbours[np.argsort(offsets[neighbours], kind="stable")]:
+            if offsets[j] - cursor >= sizes[i]:
+                break
+            cursor = max(cursor, int(offsets[j] + sizes[j]))
+        offsets[i] = cursor
+        placed[i] = True
+    return [int(offset) for offset in offsets]
+
+
+def _peak(blocks: list[_Block], nodes: int) -> tuple[int, int]:
+    """The most bytes live at once, and how many of them are gradients of parameters."""
+    change = np.zeros((2, nodes + 2), np.int64)
+    for block in blocks:
+        kinds = [0, 1] if block.values[-1].role == "gradient" else [0]
+        change[kinds, block.first] += block.nbytes
+        change[kinds, block.last + 1] -= block.nbytes
+    live = np.cumsum(change, axis=1)
+    top = int(np.argmax(live[0]))
+    return int(live[0, top]), int(live[1, top])

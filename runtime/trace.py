@@ -1,0 +1,107 @@
+"""What a run did: the span of every step, and the account of each lane's time.
+
+Spans are recorded as nanoseconds in lists that exist before the run, and given names afterwards.
+`write_chrome` makes a JSON file that chrome://tracing and Perfetto open: a track for each lane, an
+arrow for each wait between lanes.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from aieflow.runtime.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The interval in which one step was executed."""
+
+    step: int
+    lane: str
+    executor: str  # identity of what executed it
+    start_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """The spans of one run of a plan, in the order of the plan's steps; times from its start."""
+
+    plan: Plan
+    spans: tuple[Span, ...]
+    seconds: float  # wall time of the run
+
+    def busy_seconds(self, lane: str) -> float:
+        """Seconds in which a lane executed kernels."""
+        return sum(span.end_s - span.start_s for span in self.spans if span.lane == lane)
+
+    @property
+    def outside_kernels(self) -> float:
+        """Share of the lanes' wall time that was not spent in kernels."""
+        lanes = self.plan.lanes
+        busy = sum(self.busy_seconds(lane) for lane in lanes)
+        return 1 - busy / (self.seconds * len(lanes)) if self.seconds else 0.0
+
+    def seconds_by_op(self) -> dict[str, float]:
+        """Lane seconds of each op, largest first."""
+        sums: dict[str, float] = {}
+        for span in self.spans:
+            op = self.plan.node_of(self.plan.steps[span.step]).op.name
+            sums[op] = sums.get(op, 0.0) + span.end_s - span.start_s
+        return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+
+def write_chrome(traces: list[tuple[float, Trace]], path: Path) -> None:
+    """Write runs, each with its start in seconds, as Chrome trace events; raises OSError."""
+    events: list[dict[str, object]] = []
+    for start_s, trace in traces:
+        if not events:
+            events += _names(trace.plan)
+        events += _events(start_s, trace)
+    document = {"traceEvents": events, "displayTimeUnit": "ms"}
+    path.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def _names(plan: Plan) -> Iterator[dict[str, object]]:
+    yield {"ph": "M", "pid": 0, "name": "process_name", "args": {"name": "aieflow"}}
+    for track, lane in enumerate(plan.lanes):
+        yield {"ph": "M", "pid": 0, "tid": track, "name": "thread_name", "args": {"name": lane}}
+
+
+def _events(start_s: float, trace: Trace) -> Iterator[dict[str, object]]:
+    plan = trace.plan
+    track = {lane: number for number, lane in enumerate(plan.lanes)}
+    end_of = {span.step: _microseconds(start_s + span.end_s) for span in trace.spans}
+    for span in trace.spans:
+        step = plan.steps[span.step]
+        node = plan.node_of(step)
+        begin = _microseconds(start_s + span.start_s)
+        common = {"pid": 0, "tid": track[span.lane]}
+        yield {
+            **common,
+            "ph": "X",
+            "name": node.name,
+            "cat": node.op.name,
+            "ts": begin,
+            "dur": round(end_of[span.step] - begin, 3),
+            "args": {
+                "op": node.op.name,
+                "inputs": [str(spec) for spec in node.input_specs],
+                "outputs": [str(spec) for spec in node.output_specs],
+                "part": f"{step.part + 1} of {step.parts}",
+                "flops": node.flops // step.parts,
+                "nbytes": node.nbytes // step.parts,
+                "executor": span.executor,
+            },
+        }
+        for wait in step.waits:
+            flow = {"pid": 0, "name": "wait", "cat": "wait", "id": f"{start_s}:{wait}:{step.index}"}
+            source = track[plan.steps[wait].lane]
+            yield {**flow, "ph": "s", "tid": source, "ts": end_of[wait]}
+            yield {**flow, "ph": "f", "bp": "e", "tid": track[span.lane], "ts": begin}
+
+
+def _microseconds(seconds: float) -> float:
+    """Whole nanoseconds, written in microseconds: the unit of Chrome's format."""
+    return round(seconds * 1e6, 3)

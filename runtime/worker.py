@@ -1,0 +1,109 @@
+"""A worker: the thread that serves one lane.
+
+Its program is a list of (waits, call, signals), fixed for the life of an executor. A wait is a lock
+that the other lane's worker releases as its signal; taking it resets it for the next run. The
+worker decides nothing.
+
+Ctrl-C can raise KeyboardInterrupt in the owner between any two instructions. So what the owner
+wants and what the worker has done are two counters, and the locks only wake the other side: to
+wake it once too often does no harm, and `wait` does it for a `start` that was cut short.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One step as a worker sees it."""
+
+    step: int
+    waits: tuple[threading.Lock, ...]
+    call: Callable[[], None]
+    signals: tuple[threading.Lock, ...]
+
+
+class Worker:
+    """Runs a lane's program once for every `start`; `wait` returns when the lane is idle."""
+
+    def __init__(
+        self, lane: str, program: Sequence[Instruction], on_error: Callable[[], None]
+    ) -> None:
+        self.lane = lane
+        self.program = tuple(program)
+        self.starts = [0] * len(self.program)  # ns, of the last traced run
+        self.ends = [0] * len(self.program)
+        self.error: tuple[int, BaseException] | None = None  # (step, what it raised)
+        self.is_cancelled = False
+        self._on_error = on_error
+        self._is_traced = False
+        self._is_closed = False
+        self._wanted = 0  # runs asked for
+        self._done = 0  # runs that ended
+        self._go = threading.Lock()
+        self._go.acquire()
+        self._idle = threading.Lock()
+        self._idle.acquire()
+        self._thread = threading.Thread(target=self._serve, name=f"aieflow {lane}", daemon=True)
+        self._thread.start()
+
+    def prepare(self, traced: bool) -> None:
+        """Forget the last run; to be called for all workers before the first is started."""
+        self._is_traced = traced
+        self.is_cancelled = False
+        self.error = None
+
+    def start(self) -> None:
+        """Let the worker run its program once; the lane must be idle."""
+        self._wanted = self._done + 1
+        _wake(self._go)
+
+    def wait(self) -> None:
+        """Block until the lane is idle: the program has been run, or was cancelled."""
+        while self._done != self._wanted:
+            _wake(self._go)
+            self._idle.acquire()
+
+    def close(self) -> None:
+        """End the thread; the lane must be idle. Idempotent."""
+        self._is_closed = True
+        _wake(self._go)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            self._go.acquire()
+            if self._is_closed:
+                return
+            if self._done == self._wanted:
+                continue
+            place = 0
+            try:
+                for place, instruction in enumerate(self.program):
+                    for lock in instruction.waits:
+                        lock.acquire()
+                    if self.is_cancelled:
+                        break
+                    if self._is_traced:
+                        self.starts[place] = perf_counter_ns()
+                        instruction.call()
+                        self.ends[place] = perf_counter_ns()
+                    else:
+                        instruction.call()
+                    for lock in instruction.signals:
+                        lock.release()
+            except BaseException as error:
+                if not self.is_cancelled:  # else a signal met a lock that cancelling had released
+                    self.error = (self.program[place].step, error)
+                    self._on_error()
+            self._done += 1
+            _wake(self._idle)
+
+
+def _wake(lock: threading.Lock) -> None:
+    """Release a lock unless it is free already."""
+    with contextlib.suppress(RuntimeError):
+        lock.release()

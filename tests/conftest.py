@@ -1,0 +1,70 @@
+"""Fixtures that several test files share.
+
+`load_oracle` gives PyTorch's numbers for the case "tiny", "odd" or "124M". A test feeds
+`oracle.parameters()` and `oracle.batch(step)` to aieflow (both raise if this computer draws other
+numbers than PyTorch was given) and asserts on `oracle.logits_error(...)`,
+`oracle.gradient_error(name, ...)` and `oracle.training(clip)`. For the 124M case these errors are
+estimated from 8 random projections of each tensor: `aieflow.tools.oracle.sketch_error` says
+why that is sound.
+
+`aieflow` runs the command line in this process: `aieflow("train", "gpt2", ...)` gives exit code,
+standard output and standard error. The rates of this computer, which take a second to measure,
+are made up.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import pytest
+
+from aieflow.devices.cpu import CpuDevice, Rates
+from aieflow.tools import summary
+from aieflow.tools.cli import main
+from aieflow.tools.oracle import Oracle, read_oracle
+
+
+@pytest.fixture(scope="session")
+def load_oracle() -> Callable[[str], Oracle]:
+    def load(name: str) -> Oracle:
+        return read_oracle(Path(__file__).parent / "oracle", name)
+
+    return load
+
+
+class Result(NamedTuple):
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Command(Protocol):
+    """The command line in this process."""
+
+    def __call__(self, *arguments: object) -> Result: ...
+
+
+def _rates(device: CpuDevice) -> Rates:
+    return Rates(len(device.lanes), 1e9, 1e9)
+
+
+@pytest.fixture
+def aieflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    monkeypatch.setattr(summary, "measure_rates", _rates)
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["aieflow", *map(str, arguments)])
+        capsys.readouterr()
+        code: object = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        assert isinstance(code, int)
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return run

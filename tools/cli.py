@@ -1,0 +1,71 @@
+"""The command `aieflow`: registers the commands and turns errors into messages and exit codes.
+
+Exit code 0: fine; 1: failed; 2: misused (the message says where and how to mend it); 130: stopped
+by Ctrl-C.
+"""
+
+import os
+import sys
+from importlib.metadata import version
+from io import TextIOWrapper
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from aieflow.ops.errors import AieflowError, InputError
+from aieflow.tools.bench import bench
+from aieflow.tools.console import ERR, OUT
+from aieflow.tools.devices import devices
+from aieflow.tools.generate import generate
+from aieflow.tools.plan import plan
+from aieflow.tools.train import train
+
+app = typer.Typer(
+    name="aieflow",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Trains GPT-2 on every processor of one computer, from an explicit op graph.",
+)
+app.command("train")(train)
+app.command("generate")(generate)
+app.command("plan")(plan)
+app.command("devices")(devices)
+app.command("bench")(bench)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        OUT.print(f"aieflow {version('aieflow')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Trains GPT-2 on every processor of one computer, from an explicit op graph."""
+
+
+def main() -> None:
+    """Run the command line; every error that aieflow raises on purpose ends in one message."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a text by the model may hold any character
+            stream.reconfigure(errors="replace")
+    try:
+        app()
+    except InputError as error:
+        ERR.print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(2)
+    except AieflowError as error:
+        ERR.print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of a pipe went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,0 +1,119 @@
+"""What `aieflow train` prints before and after: the run in a few lines."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from rich.markup import escape
+
+from aieflow.devices.base import Device
+from aieflow.devices.cpu import CpuDevice, measure_rates
+from aieflow.gpt2.config import ModelConfig
+from aieflow.gpt2.data import TokenData
+from aieflow.gpt2.generate import Generator, Sampling
+from aieflow.gpt2.run_folder import RunFolder
+from aieflow.gpt2.tokenizer import Tokenizer
+from aieflow.gpt2.train import Outcome
+from aieflow.gpt2.trainer import Trainer
+from aieflow.ops.op import Array
+from aieflow.runtime.machine import Machine
+from aieflow.tools.console import ERR, OUT
+
+PROMPT = "If the"
+SAMPLE_TOKENS = 150
+LAST = 20  # training steps that the final training loss is the mean of
+
+
+def print_header(run: RunFolder, device: Device, trainer: Trainer, data: TokenData) -> None:
+    """Say what is going to be trained, on what, and how much memory it takes."""
+    config = run.config
+    model, plan = config.model, trainer.plan
+    accumulated = f" x {config.grad_accumulation}" if config.grad_accumulation > 1 else ""
+    ERR.print(
+        f"model       GPT-2, {model.parameters / 1e6:.1f} M parameters: L={model.layers} "
+        f"H={model.heads} C={model.channels} V={model.vocab_size}, "
+        f"B={config.batch_size}{accumulated} T={config.seq_len}"
+    )
+    source = config.data or "the built-in text (Python's language reference)"
+    held_out = 0 if data.validation is None else len(data.validation)
+    ERR.print(
+        f"data        {escape(source)}\n"
+        f"            {len(data.train):,} tokens to train, {held_out:,} to validate"
+    )
+    if config.init:
+        ERR.print(f"weights     {escape(config.init)}")
+    accounts = ", ".join(
+        f"{name} {nbytes / 1e6:,.0f}"
+        for name, nbytes in plan.memory.accounts.items()
+        if nbytes >= 500_000
+    )
+    ERR.print(
+        f"plan        {len(plan.graph.nodes)} nodes, {plan.graph.flops / 1e9:,.1f} GFLOP for each "
+        "training step\n"
+        f"memory      {trainer.planned_nbytes / 1e6:,.0f} MB; at the peak, in MB:\n"
+        f"            {accounts or 'each account below 0.5'}"
+    )
+    ERR.print(f"device      {device.name}: {len(plan.lanes)} compute lanes")
+
+
+def print_sample(
+    model: ModelConfig, parameters: Mapping[str, Array], tokenizer: Tokenizer, device: Device
+) -> None:
+    """Print a text by the model."""
+    prompt = tokenizer.encode(PROMPT).astype(np.int32)
+    with Generator(model, parameters, Machine(device)) as generator:
+        stream = generator.stream(prompt, Sampling(temperature=0.7, top_p=0.9))
+        ids = [next(stream)[0] for _ in range(SAMPLE_TOKENS)]
+    OUT.print()
+    OUT.out(tokenizer.decode([*prompt, *ids]).strip(), highlight=False)
+    OUT.print()
+
+
+def print_summary(
+    run: RunFolder,
+    device: Device,
+    trainer: Trainer,
+    outcome: Outcome,
+    records: Sequence[tuple[float, float]],
+    seconds: float,
+) -> None:
+    """Print losses, throughput and the run's folder."""
+    state = outcome.state
+    if records:
+        losses = [loss for loss, _ in records[-LAST:]]
+        OUT.print(
+            f"train       loss {np.mean(losses):.3f} (mean of the last {len(losses)} training "
+            f"steps)\n            {state.training_step} training steps, "
+            f"{state.tokens_seen:,} tokens, {seconds:,.1f} s"
+        )
+    if state.validation_loss is not None:
+        OUT.print(
+            f"validation  loss {state.validation_loss:.3f}, "
+            f"perplexity {math.exp(min(state.validation_loss, 700)):,.1f}"
+        )
+    if records:
+        _print_throughput(run, device, trainer, [each for _, each in records])
+    OUT.print(f"run         {escape(str(run.path))}")
+    if outcome.is_complete:
+        OUT.print(f'next        aieflow generate --from {escape(str(run.path))} "{PROMPT}"')
+
+
+def _print_throughput(
+    run: RunFolder, device: Device, trainer: Trainer, seconds: Sequence[float]
+) -> None:
+    config = run.config
+    median = statistics.median(seconds)
+    tokens = config.batch_size * config.grad_accumulation * config.seq_len
+    rate = trainer.plan.graph.flops / median
+    share = ""
+    if isinstance(device, CpuDevice):
+        peak = measure_rates(device).gemm_flops_per_s
+        share = (
+            f"\n            {rate / 1e9:.1f} GFLOP/s, {rate / peak:.0%} of the "
+            f"{peak / 1e9:.0f} GFLOP/s that GEMM reaches here"
+        )
+    OUT.print(
+        f"throughput  {tokens / median:,.0f} tokens/s (median training step "
+        f"{median * 1e3:.1f} ms){share}"
+    )

@@ -1,0 +1,302 @@
+"""`aieflow train gpt2`: trains from scratch, fine-tunes, or goes on with a run."""
+
+import signal
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from aieflow.devices.base import Device
+from aieflow.devices.registry import open_device
+from aieflow.gpt2.data import TokenData, load_tokens
+from aieflow.gpt2.run_folder import (
+    RunFolder,
+    create_run,
+    lock_run,
+    next_default,
+    open_run,
+    require_free,
+)
+from aieflow.gpt2.tokenizer import Tokenizer
+from aieflow.gpt2.train import make_sampler, restore
+from aieflow.gpt2.train import train as train_run
+from aieflow.gpt2.trainer import StepRecord, Trainer
+from aieflow.ops.errors import InputError
+from aieflow.runtime.machine import Machine
+from aieflow.runtime.trace import Trace, write_chrome
+from aieflow.tools.console import ERR, OUT
+from aieflow.tools.model_options import (
+    BatchSize,
+    Channels,
+    Dropout,
+    GradAccumulation,
+    GradClip,
+    Heads,
+    Lanes,
+    Layers,
+    Model,
+    Preset,
+    SeqLen,
+    VocabSize,
+    require_gpt2,
+)
+from aieflow.tools.progress import TrainingProgress
+from aieflow.tools.run_options import (
+    Asked,
+    asked_for,
+    find_tokenizer,
+    new_config,
+    require_agreement,
+    require_sources,
+)
+from aieflow.tools.summary import print_header, print_sample, print_summary
+
+RUNS = Path("runs")  # where runs without --out begin
+CACHE = ".tokens"  # beside the runs, which share it: tokenised data
+TRACED = 5  # training steps that a trace file holds: the last ones
+
+
+def train(
+    model: Model,
+    preset: Preset = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Fine-tune: a Hugging Face folder, or gpt2, gpt2-medium, -large, -xl."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A text file, a folder of them, or a .bin of uint16 tokens."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The new run's folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    layers: Layers = None,
+    heads: Heads = None,
+    channels: Channels = None,
+    vocab_size: VocabSize = None,
+    seq_len: SeqLen = None,
+    batch_size: BatchSize = None,
+    grad_accumulation: GradAccumulation = None,
+    steps: Annotated[int | None, typer.Option(help="Number of training steps.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate at its peak.")] = None,
+    lr_schedule: Annotated[
+        Literal["constant", "cosine"] | None, typer.Option(help="What follows the warmup.")
+    ] = None,
+    warmup: Annotated[
+        int | None, typer.Option(help="Training steps of linear warmup; 0: none.")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Decoupled; on matrices.")] = None,
+    beta1: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,
+    beta2: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,
+    grad_clip: GradClip = None,
+    dropout: Dropout = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and dropout.")] = None,
+    sampling: Annotated[
+        Literal["random", "sequential"] | None, typer.Option(help="Where sequences begin.")
+    ] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Training steps between evaluations; 0: only at the end.")
+    ] = None,
+    eval_batches: Annotated[int | None, typer.Option(help="Batches of one evaluation.")] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Training steps between checkpoints; 0: only at the end.")
+    ] = None,
+    check_finite: Annotated[
+        bool, typer.Option("--check-finite", help="Name the first node that gives NaN. Slow.")
+    ] = False,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write the last training steps as Chrome trace JSON.")
+    ] = None,
+    lanes: Lanes = None,
+    sample: Annotated[bool, typer.Option(help="End with a text by the model.")] = True,
+) -> None:
+    """Train GPT-2: from scratch, from pretrained weights, or on with a run.
+
+    Example: aieflow train gpt2 --data book.txt --steps 2000 --out runs/book
+    """
+    require_gpt2(model, "train")
+    asked = asked_for(
+        preset,
+        init,
+        {
+            "data": data,
+            "layers": layers,
+            "heads": heads,
+            "channels": channels,
+            "vocab_size": vocab_size,
+            "seq_len": seq_len,
+            "batch_size": batch_size,
+            "grad_accumulation": grad_accumulation,
+            "steps": steps,
+            "lr": lr,
+            "lr_schedule": lr_schedule,
+            "warmup": warmup,
+            "weight_decay": weight_decay,
+            "beta1": beta1,
+            "beta2": beta2,
+            "grad_clip": grad_clip,
+            "dropout": dropout,
+            "seed": seed,
+            "sampling": sampling,
+            "eval_every": eval_every,
+            "eval_batches": eval_batches,
+            "checkpoint_every": checkpoint_every,
+            "check_finite": check_finite or None,
+        },
+    )
+    if trace is not None and not trace.absolute().parent.is_dir():
+        raise InputError(f"--trace {trace}: the folder {trace.parent} does not exist")
+    if trace is not None and trace.is_dir():
+        raise InputError(f"--trace {trace}: is a folder: give a file")
+    if resume is not None and out is not None:
+        raise InputError(f"--out {out} and --resume {resume}: a run stays in its folder")
+    with closing(open_device("cpu", lanes)) as device:
+        if resume is None:
+            _begin(out, asked, device, trace, sample)
+        else:
+            _go_on(resume, asked, device, trace, sample)
+
+
+def _begin(
+    out: Path | None, asked: Asked, device: Device, trace: Path | None, sample: bool
+) -> None:
+    path = next_default(RUNS) if out is None else out
+    require_free(path)
+    config = new_config(asked)
+    with closing(_Opened(RunFolder(path, config), device)) as opened:
+        # Only now, so that nothing is left behind where an option or a file is refused; and another
+        # process may have taken the default name since.
+        run = create_run(next_default(RUNS) if out is None else out, config)
+        with lock_run(run.path):
+            opened.train(run, trace, sample)
+
+
+def _go_on(resume: Path, asked: Asked, device: Device, trace: Path | None, sample: bool) -> None:
+    run = open_run(resume)
+    require_agreement(run, asked)
+    check_finite = run.config.check_finite or bool(asked.settings.get("check_finite"))
+    run = replace(run, config=replace(run.config, check_finite=check_finite))
+    with lock_run(run.path):
+        require_sources(run)
+        with closing(_Opened(run, device)) as opened:
+            opened.train(run, trace, sample)
+
+
+class _Opened:
+    """A run that is ready: data read, memory planned, kernels compiled, parameters filled.
+
+    Raises InputError for whatever is wrong with data, weights or memory. Writes nothing into the
+    run's folder.
+    """
+
+    def __init__(self, run: RunFolder, device: Device) -> None:
+        config = run.config
+        self.device = device
+        init = Path(config.init) if config.init and run.latest is None else None
+        self.tokenizer: Tokenizer | None = find_tokenizer(config, run.latest or init)
+        source = Path(config.data) if config.data else None
+        cache = run.path.absolute().parent / CACHE
+        self.data: TokenData = load_tokens(
+            source, self.tokenizer, cache, config.model.vocab_size, config.seq_len
+        )
+        make_sampler(config, self.data)
+        self.trainer = Trainer(config, Machine(device))
+        print_header(run, device, self.trainer, self.data)
+        with ERR.status("compiling kernels (kept for the next time)"):
+            self.trainer.warm_up()
+        self.state = restore(run, self.trainer, self.data, init)
+
+    def train(self, run: RunFolder, trace: Path | None, sample: bool) -> None:
+        """Do the run, or what is left of it, and print what came of it."""
+        trainer, tokenizer, state = self.trainer, self.tokenizer, self.state
+        ERR.print(f"run         {escape(str(run.path))}")
+        if state.training_step:
+            ERR.print(f"going on after training step {state.training_step}")
+        progress = _TracedProgress(run.config.steps, state.training_step)
+        begin = time.perf_counter()
+        with progress, _asked_to_stop() as stop:
+            outcome = train_run(
+                run,
+                trainer,
+                self.data,
+                state,
+                progress,
+                write_tokenizer=tokenizer.save if tokenizer else None,
+                end_of_text=tokenizer.end_of_text if tokenizer else None,
+                should_stop=stop.is_set,
+                traced=trace is not None,
+            )
+        seconds = time.perf_counter() - begin
+        if outcome.is_complete and sample and tokenizer is not None:
+            print_sample(run.config.model, trainer.parameters, tokenizer, self.device)
+        print_summary(run, self.device, trainer, outcome, progress.records, seconds)
+        if trace is not None:
+            _write_trace(progress.traces, trace)
+        if not outcome.is_complete:
+            OUT.print(f"stopped: go on with aieflow train gpt2 --resume {escape(str(run.path))}")
+            raise typer.Exit(130)
+
+    def close(self) -> None:
+        """End the lanes' workers."""
+        self.trainer.close()
+
+
+class _TracedProgress(TrainingProgress):
+    """Also keeps the traces of the last training steps."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        super().__init__(ERR, steps, done)
+        self.traces: deque[tuple[float, Trace]] = deque(maxlen=TRACED)
+
+    def on_training_step(self, record: StepRecord) -> None:
+        """Keep the trace, then draw."""
+        if record.trace is not None:
+            self.traces.append((time.perf_counter() - record.trace.seconds, record.trace))
+        super().on_training_step(record)
+
+
+def _write_trace(traces: deque[tuple[float, Trace]], path: Path) -> None:
+    if not traces:
+        return
+    first = traces[0][0]
+    try:
+        write_chrome([(start - first, trace) for start, trace in traces], path)
+    except OSError as error:
+        raise InputError(f"--trace {path}: cannot be written: {error.strerror}") from None
+    name = escape(str(path))
+    OUT.print(f"trace       {name} (the last {len(traces)} training steps; opens in Perfetto)")
+
+
+class _Stop:
+    """Set by the first Ctrl-C or SIGTERM; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        """True once a signal has asked to stop."""
+        return self._is_set
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Ask to stop; the second time raise KeyboardInterrupt."""
+        if self._is_set:
+            raise KeyboardInterrupt
+        self._is_set = True
+        ERR.print("stopping after this training step, with a checkpoint (again: at once)")
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[_Stop]:
+    stop = _Stop()
+    previous = {s: signal.signal(s, stop.on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, action in previous.items():
+            signal.signal(number, action)
