@@ -70,8 +70,8 @@ def test_a_run_from_start_to_text(aieflow: Command, text: Path, tmp_path: Path) 
     assert "tokens/s" in throughput
     assert share.endswith("% of the 1 GFLOP/s that GEMM reaches here")
     assert run == f"run         {out}"
-    assert following == f'next        aieflow generate --from {out} "If the"'
-    assert result.out.splitlines()[1].startswith("If the")
+    assert following == f'next        aieflow generate --from {out} "This is the"'
+    assert result.out.splitlines()[1].startswith("This is the")
 
 
 def test_without_a_terminal_plain_lines_are_printed(

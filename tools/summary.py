@@ -20,7 +20,7 @@ from aieflow.ops.op import Array
 from aieflow.runtime.machine import Machine
 from aieflow.tools.console import ERR, OUT
 
-PROMPT = "If the"
+PROMPT = "This is the"
 SAMPLE_TOKENS = 150
 LAST = 20  # training steps that the final training loss is the mean of
 
@@ -63,7 +63,7 @@ def print_sample(
     """Print a text by the model."""
     prompt = tokenizer.encode(PROMPT).astype(np.int32)
     with Generator(model, parameters, Machine(device)) as generator:
-        stream = generator.stream(prompt, Sampling(temperature=0.7, top_p=0.9))
+        stream = generator.stream(prompt, Sampling(temperature=0.6, top_p=0.9))
         ids = [next(stream)[0] for _ in range(SAMPLE_TOKENS)]
     OUT.print()
     OUT.out(tokenizer.decode([*prompt, *ids]).strip(), highlight=False)
