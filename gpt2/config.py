@@ -36,11 +36,6 @@ class ModelConfig:
             )
 
     @property
-    def head_size(self) -> int:
-        """Channels of one head, C / H."""
-        return self.channels // self.heads
-
-    @property
     def parameters(self) -> int:
         """Number of trained parameters; the head shares the token embedding."""
         C = self.channels

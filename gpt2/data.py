@@ -2,10 +2,10 @@
 
 Data are one row of token ids, memory-mapped: a `.bin` in place (nanoGPT's plain uint16, or llm.c's
 with its header of 1024 bytes), or text, tokenised once into a plain `.bin` in a cache folder. A
-folder of text means every regular file in it that is not hidden, by path, subfolders included;
-empty files are passed over, and the end of text stands between the others. The cache is named by a
-hash of the text's bytes and of the tokenizer, and its own hash lies beside it, so that a truncated
-or foreign file is noticed and made again.
+folder of text means every regular file in it that is not hidden, by path, subfolders included but
+not the folders of runs; empty files are passed over, and the end of text stands between the others.
+The cache is named by a hash of the text's bytes and of the tokenizer, and its own hash lies beside
+it, so that a truncated or foreign file is noticed and made again.
 
 The last tenth of the tokens is for validation. Which of them a training step reads is decided in
 `gpt2.sampler`.
@@ -24,6 +24,7 @@ from typing import NoReturn
 import numpy as np
 
 from aieflow.gpt2.corpus import default_documents
+from aieflow.gpt2.run_folder import holds_run
 from aieflow.gpt2.tokenizer import TokenArray, Tokenizer
 from aieflow.ops.errors import InputError
 
@@ -156,7 +157,9 @@ def _documents(source: Path | None, cache: Path) -> Sequence[Document]:
         subfolders[:] = [
             name
             for name in subfolders
-            if not name.startswith(".") and (here / name).resolve() != cache.resolve()
+            if not name.startswith(".")
+            and (here / name).resolve() != cache.resolve()
+            and not holds_run(here / name)
         ]
         files += [here / name for name in names if not name.startswith(".")]
     usable = [path for path in files if path.is_file() and _size(path) > 0]
@@ -243,8 +246,11 @@ def _write_cache(
 
 
 def _write_whole(path: Path, contents: Iterator[bytes]) -> None:
-    """Write `path` so that it holds all of the contents or does not change."""
-    partial = path.with_name(path.name + ".partial")
+    """Write `path` so that it holds all of the contents or does not change.
+
+    Runs that begin at once may write the same cache, so each process has a name of its own.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:

@@ -17,7 +17,6 @@ from typing import Any, Literal, TypeVar
 from aieflow.gpt2.config import ModelConfig
 from aieflow.ops.errors import InputError
 
-ADAMW_EPSILON = 1e-8
 FORMAT_KEY = "aieflow_run"  # marks a run's config.json, and says which form it has
 FORMAT = 1
 

@@ -6,7 +6,7 @@ plain numpy that works in any floating dtype (float64 for finite differences). T
 
 A backward rule gets the gradients of a node's outputs, and for each input the gradient collected
 so far (`partial`), and returns each input's *total* gradient. So a rule whose kernel can add into
-its result does so for free, and the others call `Builder.total`.
+its result does so for free, and the others call `total`.
 """
 
 from __future__ import annotations

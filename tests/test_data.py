@@ -1,10 +1,12 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from aieflow.gpt2 import data
 from aieflow.gpt2.corpus import default_documents
 from aieflow.gpt2.data import (
     TokenData,
@@ -153,6 +155,27 @@ def test_a_cache_with_one_other_bit_is_made_again(tmp_path: Path) -> None:
     path, _ = cached(tmp_path)
     path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
     assert all_tokens(load(tmp_path / "a.txt", tmp_path)) == expected
+
+
+def test_two_processes_may_write_the_same_cache_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    decoded = data._decoded
+    others: list[TokenData] = []
+
+    def with_another_run_between(document: data.Document) -> Iterator[str]:
+        with monkeypatch.context() as other_process:
+            other_process.setattr(data, "_decoded", decoded)
+            other_process.setattr(os, "getpid", lambda: 0)
+            others.append(load(tmp_path / "a.txt", tmp_path))
+        yield from decoded(document)
+
+    monkeypatch.setattr(data, "_decoded", with_another_run_between)
+    ours = load(tmp_path / "a.txt", tmp_path)
+    assert [all_tokens(ours)] == [all_tokens(other) for other in others]
+    assert all_tokens(ours) == TOKENIZER.encode(TEXT).tolist()
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".bin", ".json"}
 
 
 def test_other_text_and_other_tokenizers_have_other_caches(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from aieflow.ops.catalogue import OPS
 from aieflow.ops.cpu.catalogue import KERNELS
-from aieflow.ops.cpu.compile import forget_stale
+from aieflow.ops.cpu.compile import compiled, forget_stale
 from aieflow.ops.cpu.exponential import exponential
 from aieflow.ops.errors import DeviceError, GraphError
 from aieflow.ops.kernel import Call
@@ -217,3 +217,16 @@ def test_other_libraries_than_numpys(load: str, register: str) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.stdout == "right\n", done.stderr
+
+
+def test_without_a_place_for_a_cache_kernels_are_compiled_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_locator(self: object) -> None:
+        raise RuntimeError("cannot cache function: no locator available")
+
+    def twice(x: float) -> float:
+        return 2 * x
+
+    monkeypatch.setattr("numba.core.dispatcher.Dispatcher.enable_caching", no_locator)
+    assert compiled(twice)(21.0) == 42.0

@@ -1,5 +1,6 @@
 import json
 import re
+import subprocess
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from aieflow.ops.errors import InputError
 from aieflow.runtime.export import dot_text, json_text
 from aieflow.runtime.placement import place
 from aieflow.runtime.plan import Plan
+from aieflow.tools.check_resume import COMMAND
 from aieflow.tools.console import OUT
 from aieflow.tools.model_options import model_from
 from aieflow.tools.plan import plan
@@ -233,3 +235,11 @@ def test_a_model_that_cannot_be_is_refused(
     with pytest.raises(InputError) as caught:
         model_from(preset, heads=heads)
     assert str(caught.value).startswith(message)
+
+
+def test_a_full_disk_under_the_output_gives_one_message() -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [*COMMAND, "plan", "gpt2"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (ended.returncode, ended.stderr) == (1, "error: No space left on device\n")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -185,6 +186,51 @@ def test_a_bin_without_a_tokenizer_trains_and_resumes(aieflow: Command, tmp_path
     assert aieflow("train", "gpt2", *options).code == 0
     assert not (out / "checkpoints" / "latest" / "tokenizer.json").exists()
     assert aieflow("train", "gpt2", "--resume", out).code == 0
+
+
+def test_a_folder_of_texts_may_hold_the_runs(
+    aieflow: Command, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    text.rename(folder / "text.txt")
+    monkeypatch.chdir(folder)
+    train = ("train", "gpt2", "--no-sample")
+    assert aieflow(*train, "--data", ".", *TINY, "--steps", 2).code == 0
+    resumed = aieflow(*train, "--resume", "runs/gpt2-001")
+    assert resumed.code == 0, resumed.err
+    again = aieflow(*train, "--data", ".", *TINY, "--steps", 2)
+    assert again.code == 0, again.err
+
+
+def test_data_that_moved_are_given_anew(aieflow: Command, text: Path, tmp_path: Path) -> None:
+    out, moved = tmp_path / "run", tmp_path / "moved.txt"
+    train = ("train", "gpt2", "--no-sample")
+    assert aieflow(*train, "--data", text, *TINY, "--steps", 2, "--out", out).code == 0
+    text.rename(moved)
+    gone = aieflow(*train, "--resume", out)
+    assert (gone.code, "with --data" in gone.err) == (2, True)
+    resumed = aieflow(*train, "--resume", out, "--data", moved)
+    assert resumed.code == 0, resumed.err
+    moved.write_text("Something else. " * 200)
+    other = aieflow(*train, "--resume", out, "--data", moved)
+    assert (other.code, "has changed" in other.err) == (2, True)
+
+
+def test_the_next_command_can_be_pasted(aieflow: Command, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my run"
+    result = aieflow("train", "gpt2", *QUICK, "--data", text, "--out", out)
+    command = shlex.split(result.out.splitlines()[-1])[1:]
+    assert command[:4] == ["aieflow", "generate", "--from", str(out)]
+    assert aieflow(*command[1:], "--tokens", 1).code == 0
+
+
+def test_no_text_is_offered_without_a_tokenizer(aieflow: Command, tmp_path: Path) -> None:
+    np.arange(400, dtype="<u2").tofile(tmp_path / "tokens.bin")
+    options = (*QUICK, "--vocab-size", 2000, "--data", tmp_path / "tokens.bin")
+    result = aieflow("train", "gpt2", *options, "--out", tmp_path / "run")
+    assert result.code == 0
+    assert "generate" not in result.out
 
 
 def test_fine_tuning_goes_on_from_the_weights(aieflow: Command, text: Path, tmp_path: Path) -> None:

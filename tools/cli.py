@@ -67,5 +67,15 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of a pipe went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_output()
         sys.exit(1)
+    except OSError as error:  # for instance standard output on a full disk
+        _silence_output()
+        name = f"{error.filename}: " if error.filename else ""
+        ERR.print(f"[bold red]error:[/] {escape(name)}{escape(error.strerror or str(error))}")
+        sys.exit(1)
+
+
+def _silence_output() -> None:
+    """Drop what is still to be printed, so that the end of the process does not fail on it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

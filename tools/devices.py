@@ -52,7 +52,7 @@ def _table(findings: tuple[Finding, ...], rates: dict[str, Rates]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("device", "works", ""):
         table.add_column(heading, no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")
     for number, finding in enumerate(findings):
         if number:
             table.add_row()

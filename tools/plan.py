@@ -41,6 +41,7 @@ from aieflow.tools.model_options import (
 from aieflow.tools.run_options import asked_for, new_config
 
 MB = 10**6
+WIDEST = 160  # columns of a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,9 @@ def _print_summary(planned: _Planned) -> None:
         OUT.print(f"{name:<11} {line}", markup=False, emoji=False)
     for table in (_op_table(made), _memory_table(planned), _lane_table(made)):
         OUT.print()
-        OUT.print(table, soft_wrap=False)
+        # As wide as its figures: a narrower terminal wraps the lines, and nothing is cut short.
+        table.width = OUT.measure(table, options=OUT.options.update(max_width=WIDEST)).maximum
+        OUT.print(table, soft_wrap=False, crop=False)
 
 
 def _op_table(made: Plan) -> Table:

@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -20,6 +21,7 @@ from rich.progress import (
 from aieflow.gpt2.trainer import StepRecord
 
 LINE_EVERY_S = 5.0  # between plain lines
+WIDE = 80  # columns of a terminal that holds the whole progress bar
 WINDOW = 50  # training steps over which loss and rate are averaged
 
 
@@ -32,7 +34,7 @@ class TrainingProgress:
         self._recent: deque[StepRecord] = deque(maxlen=WINDOW)
         self._line_at = -math.inf
         self.records: list[tuple[float, float]] = []  # (loss, seconds) of every training step
-        self._bar = Progress(
+        columns: list[ProgressColumn] = [
             TextColumn("training step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
@@ -40,6 +42,11 @@ class TrainingProgress:
             TextColumn("{task.fields[rate]} tokens/s"),
             TextColumn("ETA"),
             TimeRemainingColumn(),
+        ]
+        if console.width < WIDE:  # too narrow for all: step, loss and time left
+            columns = [columns[1], columns[3], *columns[5:]]
+        self._bar = Progress(
+            *columns,
             console=console,
             transient=True,
             expand=True,

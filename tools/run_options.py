@@ -100,14 +100,16 @@ def _new_model(asked: Asked, seq_len: int | None) -> ModelConfig:
 def require_agreement(run: RunFolder, asked: Asked) -> None:
     """Raise InputError that lists the options which the run in the folder contradicts.
 
-    `check_finite` is no hyper-parameter: it may differ.
+    `check_finite` is no hyper-parameter and may differ; so may the place of the data once there is
+    a checkpoint, which knows their content.
     """
     config = run.config
     sizes: dict[str, int] = dict(asked.sizes)
     if asked.preset is not None:
         preset = model_from(asked.preset)
         sizes = {name: getattr(preset, name) for name in MODEL_SIZES} | sizes
-    settings = {name: each for name, each in asked.settings.items() if name != "check_finite"}
+    free = {"check_finite"} if run.latest is None else {"check_finite", "data"}
+    settings = {name: each for name, each in asked.settings.items() if name not in free}
     if asked.init is not None:
         settings["init"] = str(model_folder(asked.init, "--init").absolute())
     try:
@@ -127,9 +129,10 @@ def require_sources(run: RunFolder) -> None:
     init = run.config.init if run.latest is None else None
     for option, path in (("--data", run.config.data), ("--init", init)):
         if path is not None and not Path(path).exists():
+            moved = ", give its new place with --data" if run.latest is not None else ""
             raise InputError(
                 f"--resume {run.path}: {path}, which the run was given as {option}, does not exist "
-                "any more: put it back, or start a new run with --out"
+                f"any more: put it back{moved}, or start a new run with --out"
             )
 
 

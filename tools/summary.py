@@ -1,6 +1,7 @@
 """What `aieflow train` prints before and after: the run in a few lines."""
 
 import math
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -77,8 +78,9 @@ def print_summary(
     outcome: Outcome,
     records: Sequence[tuple[float, float]],
     seconds: float,
+    has_tokenizer: bool,
 ) -> None:
-    """Print losses, throughput and the run's folder."""
+    """Print losses, throughput, the run's folder, and how to generate where that is possible."""
     state = outcome.state
     if records:
         losses = [loss for loss, _ in records[-LAST:]]
@@ -95,8 +97,9 @@ def print_summary(
     if records:
         _print_throughput(run, device, trainer, [each for _, each in records])
     OUT.print(f"run         {escape(str(run.path))}")
-    if outcome.is_complete:
-        OUT.print(f'next        aieflow generate --from {escape(str(run.path))} "{PROMPT}"')
+    if outcome.is_complete and has_tokenizer:
+        folder = escape(shlex.quote(str(run.path)))
+        OUT.print(f'next        aieflow generate --from {folder} "{PROMPT}"')
 
 
 def _print_throughput(

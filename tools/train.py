@@ -1,5 +1,6 @@
 """`aieflow train gpt2`: trains from scratch, fine-tunes, or goes on with a run."""
 
+import shlex
 import signal
 import time
 from collections import deque
@@ -181,7 +182,9 @@ def _go_on(resume: Path, asked: Asked, device: Device, trace: Path | None, sampl
     run = open_run(resume)
     require_agreement(run, asked)
     check_finite = run.config.check_finite or bool(asked.settings.get("check_finite"))
-    run = replace(run, config=replace(run.config, check_finite=check_finite))
+    data = asked.settings.get("data", run.config.data)
+    place = data if isinstance(data, str) else None
+    run = replace(run, config=replace(run.config, check_finite=check_finite, data=place))
     with lock_run(run.path):
         require_sources(run)
         with closing(_Opened(run, device)) as opened:
@@ -235,11 +238,14 @@ class _Opened:
         seconds = time.perf_counter() - begin
         if outcome.is_complete and sample and tokenizer is not None:
             print_sample(run.config.model, trainer.parameters, tokenizer, self.device)
-        print_summary(run, self.device, trainer, outcome, progress.records, seconds)
+        print_summary(
+            run, self.device, trainer, outcome, progress.records, seconds, tokenizer is not None
+        )
         if trace is not None:
             _write_trace(progress.traces, trace)
         if not outcome.is_complete:
-            OUT.print(f"stopped: go on with aieflow train gpt2 --resume {escape(str(run.path))}")
+            folder = escape(shlex.quote(str(run.path)))
+            OUT.print(f"stopped: go on with aieflow train gpt2 --resume {folder}")
             raise typer.Exit(130)
 
     def close(self) -> None:

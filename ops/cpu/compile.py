@@ -13,6 +13,7 @@ what it calls from other files, too; so `forget_stale` looks at all of them.
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -37,8 +38,11 @@ def compiled_maximum(function: F) -> F:
 
 
 def _compiled(function: F, fastmath: set[str]) -> F:
-    jit = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=fastmath)
-    return cast(F, jit(function))
+    jit = partial(numba.njit, nogil=True, error_model="numpy", fastmath=fastmath)
+    try:
+        return cast(F, jit(cache=True)(function))
+    except RuntimeError:  # neither this folder nor the user's can be written: compile each time
+        return cast(F, jit()(function))
 
 
 def forget_stale(folder: Path) -> None:
