@@ -24,6 +24,7 @@ from aieflow.ops.pointwise import DROPOUT, GELU
 from aieflow.ops.spec import Spec
 
 EPSILON = 1e-8  # AdamW's
+RECOMPUTED = (GELU, LAYERNORM)  # a pass over memory each: cheap beside the products around them
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +139,15 @@ def training_step(
     optimizer: Optimizer | None = None,
     dropout: float = 0.0,
     keep_gradients: bool = False,
+    recompute: bool = False,
 ) -> Graph:
     """Forward, backward and AdamW over `shards` slices of `batch_size` / `shards` rows each.
 
     Feeds: for each shard `tokens` and `targets` int32 (B / shards, T), named `shard.K.tokens` where
     there are several; `rates` float64 (3,): learning rate, 1 - beta1^t, 1 - beta2^t; with dropout
     `key` uint64 (1,). States: parameters, and `m:NAME`, `v:NAME` for each. Results: `loss` and
-    `grad_norm` float32 (1,); with `keep_gradients` each `d:NAME` too. Raises GraphError.
+    `grad_norm` float32 (1,); with `keep_gradients` each `d:NAME` too. With `recompute` the outputs
+    of GELU and layernorm are not kept for the backward pass but computed again. Raises GraphError.
     """
     optimizer = optimizer or Optimizer()
     builder = Builder(f"training step of gpt2, B={batch_size}, T={seq_len}, shards={shards}")
@@ -176,7 +179,12 @@ def training_step(
             value: gradients[value] for value in model.parameters.values() if value in gradients
         }
         gradients = append_backward(
-            builder, forward, {logits: dlogits}, partial, update.on_complete if is_last else None
+            builder,
+            forward,
+            {logits: dlogits},
+            partial,
+            update.on_complete if is_last else None,
+            RECOMPUTED if recompute else (),
         )
     (mean,) = builder.apply(MEAN, losses, ["loss"])
     norm = update.finish()

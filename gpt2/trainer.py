@@ -22,6 +22,7 @@ from aieflow.runtime.machine import Machine
 from aieflow.runtime.plan import Plan, Step
 from aieflow.runtime.trace import Trace
 
+WORTH_RECOMPUTING_NBYTES = 64 << 20  # less is not worth up to 1 % of a small model's time
 _SMALLER = (
     "use a smaller --batch-size (with --grad-accumulation) or --seq-len, or a smaller --preset"
 )
@@ -49,7 +50,14 @@ def training_graph(config: RunConfig) -> Graph:
         shards=config.grad_accumulation,
         optimizer=Optimizer(config.beta1, config.beta2, config.weight_decay, config.grad_clip),
         dropout=config.dropout,
+        recompute=_recomputed_nbytes(config) >= WORTH_RECOMPUTING_NBYTES,
     )
+
+
+def _recomputed_nbytes(config: RunConfig) -> int:
+    """What outputs of GELU (4C a token and layer) and layernorm (2C) would occupy until read."""
+    model = config.model
+    return 4 * config.batch_size * config.seq_len * model.layers * 6 * model.channels
 
 
 class Trainer:

@@ -5,14 +5,19 @@ gradient of its inputs. A value read by several nodes collects their contributio
 order, so the sum has the same bits every time. A parameter's gradient is complete once the first
 node that reads it was visited; `on_complete` is told at that point, so that an optimizer node can
 follow at once and the gradient's memory be free again.
+
+What the backward pass reads of the forward pass occupies memory from the one to the other. A value
+that is cheap to compute (of an op in `recompute`) can instead be computed a second time, just
+before it is read: the same kernel on the same inputs gives the same bits.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 
 from aieflow.ops.builder import Builder
 from aieflow.ops.errors import GraphError
 from aieflow.ops.graph import Node, Value
-from aieflow.ops.op import total
+from aieflow.ops.op import Op, total
 
 
 def append_backward(
@@ -21,11 +26,13 @@ def append_backward(
     seeds: Mapping[Value, Value],
     partial: Mapping[Value, Value],
     on_complete: Callable[[Value, Value], None] | None = None,
+    recompute: Collection[Op] = (),
 ) -> dict[Value, Value]:
     """Append the backward pass of `nodes` and return the gradient of every value reached.
 
     `seeds` maps values to their given gradients; `partial` maps parameters to gradients collected
-    before (by an earlier shard), which are added to. Raises GraphError for an op without a rule.
+    before (by an earlier shard), which are added to. Values of the ops in `recompute` are computed
+    again where a backward rule reads them as inputs. Raises GraphError for an op without a rule.
     """
     gradients = dict(partial)
     gradients.update(seeds)
@@ -33,6 +40,19 @@ def append_backward(
     for index, node in enumerate(nodes):
         for value in node.inputs:
             first_reader.setdefault(value, index)
+    producer = {value: node for node in nodes for value in node.outputs}
+    twice: dict[Value, Value] = {}  # value -> the same, computed again
+
+    def recomputed(value: Value) -> Value:
+        node = producer.get(value)
+        if node is None or node.op not in recompute:
+            return value
+        if value not in twice:
+            names = [f"{output.name}.again" for output in node.outputs]
+            outputs = builder.apply(node.op, node.inputs, names, node.attrs)
+            twice.update(zip(node.outputs, outputs, strict=True))
+        return twice[value]
+
     for index in reversed(range(len(nodes))):
         node = nodes[index]
         of_outputs = tuple(gradients.get(value) for value in node.outputs)
@@ -43,7 +63,8 @@ def append_backward(
                 None if value in node.inputs[:place] else gradients.get(value)
                 for place, value in enumerate(node.inputs)
             )
-            totals = node.op.backward(builder, node, of_outputs, collected)
+            again = replace(node, inputs=tuple(map(recomputed, node.inputs)))
+            totals = node.op.backward(builder, again, of_outputs, collected)
             for place, (value, gradient) in enumerate(zip(node.inputs, totals, strict=True)):
                 if gradient is not None:
                     is_repeated = value in node.inputs[:place]
