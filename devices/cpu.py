@@ -5,10 +5,12 @@ pools that spin beside each other cost more than they bring.
 """
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -22,8 +24,20 @@ from aieflow.ops.kernel import Call, Kernel
 from aieflow.ops.op import Array
 
 ALIGNMENT = 64
+CGROUP = Path("/sys/fs/cgroup")  # as a process in a container sees its own
 GEMM_SIZE = 1536  # of the matrices that the GEMM rate is measured with
-COPY_NBYTES = 64 << 20  # of the array that the bandwidth is measured with
+COPY_NBYTES = 64 << 20  # of the array that a lane's bandwidth is measured with, at most
+ALL_COPIES_NBYTES = 1 << 30  # of those of all lanes together, at most
+
+
+def container_free_nbytes(cgroup: Path) -> int:
+    """Bytes that the limit of a control group leaves (cgroup v2); without a limit, very many."""
+    try:
+        limit = int((cgroup / "memory.max").read_text(encoding="ascii"))
+        used = int((cgroup / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no such group, or its limit is the word "max"
+        return sys.maxsize
+    return max(0, limit - used)
 
 
 def usable_cores() -> int:
@@ -63,8 +77,8 @@ class CpuDevice(Device):
         return Buffer(self.name, data[start : start + nbytes])
 
     def free_nbytes(self) -> int:
-        """Memory that can be had without swapping."""
-        return int(psutil.virtual_memory().available)
+        """Memory that can be had without swapping, or that the container leaves."""
+        return min(int(psutil.virtual_memory().available), container_free_nbytes(CGROUP))
 
     def bind(self, node: Node, kernel: Kernel, call: Call) -> Callable[[], None]:
         """The kernel bound to its operands; calls release the GIL."""
@@ -87,14 +101,20 @@ class Rates:
 def measure_rates(device: CpuDevice, rounds: int = 5) -> Rates:
     """Best rates of `rounds`: square sgemm and array copy, on all lanes at once."""
     lanes = len(device.lanes)
+    size = min(COPY_NBYTES, ALL_COPIES_NBYTES // lanes) // 4
+    pairs = [(np.ones(size, np.float32), np.zeros(size, np.float32)) for _ in range(lanes)]
+    copy_s = min(_together([_copy(*pair) for pair in pairs]) for _ in range(rounds))
+    return Rates(lanes, measure_gemm(device, rounds), lanes * 2 * 4 * size / copy_s)
+
+
+def measure_gemm(device: CpuDevice, rounds: int = 5) -> float:
+    """Best FLOP/s of `rounds` square sgemm on all lanes at once; takes 9 MiB for each lane."""
+    lanes = len(device.lanes)
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((GEMM_SIZE, GEMM_SIZE), np.float32) for _ in range(2))
     outs = [np.empty_like(a) for _ in range(lanes)]
     gemm_s = min(_together([_gemm(a, b, out) for out in outs]) for _ in range(rounds))
-    size = COPY_NBYTES // 4
-    pairs = [(np.ones(size, np.float32), np.zeros(size, np.float32)) for _ in range(lanes)]
-    copy_s = min(_together([_copy(*pair) for pair in pairs]) for _ in range(rounds))
-    return Rates(lanes, lanes * 2 * GEMM_SIZE**3 / gemm_s, lanes * 2 * COPY_NBYTES / copy_s)
+    return lanes * 2 * GEMM_SIZE**3 / gemm_s
 
 
 def _gemm(a: Array, b: Array, out: Array) -> Callable[[], None]:

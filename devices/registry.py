@@ -27,6 +27,7 @@ NOTED_FEATURES = (
     *("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vnni", "avx512bf16"),
     *("avxvnni", "amx-tile", "amx-bf16", "neon", "fp-armv8", "dotprod", "bf16", "i8mm", "sve"),
 )
+LANES_PER_CORE = 4  # at most; more than one of them only shares the core
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +73,18 @@ def survey(surroundings: Surroundings | None = None) -> tuple[Finding, ...]:
 def open_device(name: str, lanes: int | None = None) -> Device:
     """The device called `name`, with so many compute lanes (default: one for each usable core).
 
-    Raises InputError for a device that does not exist or does not work, and for lanes below 1.
+    Raises InputError for a device that does not exist or does not work, and for lanes out of range.
     """
     if name not in DEVICES:
         raise InputError(f"no device is called {name!r}: there are {', '.join(DEVICES)}")
     if name != "cpu":
         raise InputError(f"{name} does not work: {_no_device(name)}: use cpu")
-    if lanes is not None and lanes < 1:
-        raise InputError(f"{lanes} lanes on {name}: must be at least 1")
+    most = LANES_PER_CORE * usable_cores()
+    if lanes is not None and not 1 <= lanes <= most:
+        raise InputError(
+            f"--lanes = {lanes}: must be from 1 to {most}, {LANES_PER_CORE} for each usable core "
+            f"of the {name}"
+        )
     return CpuDevice(lanes)
 
 

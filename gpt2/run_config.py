@@ -55,6 +55,7 @@ class RunConfig:
     data: str | None = None  # absolute path; None = the built-in text
     init: str | None = None  # what --init said; None = from scratch
     check_finite: bool = False
+    lanes: int | None = None  # compute lanes; None = one for each core
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "batch_size", "steps", "grad_accumulation", "eval_batches"):
@@ -149,6 +150,8 @@ def _typed(kind: object, value: object, place: str) -> object:
     if kind in (int, float, bool, ModelConfig):
         fits = type(value) is kind
         name = "object" if kind is ModelConfig else getattr(kind, "__name__", str(kind))
+    elif kind == int | None:
+        fits, name = value is None or type(value) is int, "int or null"
     elif kind == str | None:
         fits, name = value is None or isinstance(value, str), "text or null"
     else:

@@ -8,8 +8,8 @@ estimated from 8 random projections of each tensor: `aieflow.tools.oracle.sketch
 why that is sound.
 
 `aieflow` runs the command line in this process: `aieflow("train", "gpt2", ...)` gives exit code,
-standard output and standard error. The rates of this computer, which take a second to measure,
-are made up.
+standard output and standard error. The GEMM rate of this computer, which takes a while to measure,
+is made up.
 """
 
 import sys
@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 
 import pytest
 
-from aieflow.devices.cpu import CpuDevice, Rates
+from aieflow.devices.cpu import CpuDevice
 from aieflow.tools import summary
 from aieflow.tools.cli import main
 from aieflow.tools.oracle import Oracle, read_oracle
@@ -47,13 +47,13 @@ class Command(Protocol):
     def __call__(self, *arguments: object) -> Result: ...
 
 
-def _rates(device: CpuDevice) -> Rates:
-    return Rates(len(device.lanes), 1e9, 1e9)
+def _gemm_rate(device: CpuDevice) -> float:
+    return 1e9
 
 
 @pytest.fixture
 def aieflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    monkeypatch.setattr(summary, "measure_rates", _rates)
+    monkeypatch.setattr(summary, "measure_gemm", _gemm_rate)
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["aieflow", *map(str, arguments)])

@@ -137,7 +137,7 @@ OPTIONS = {
     "clip": (("--grad-clip", -1), "--grad-clip = -1.0: must be a finite number, 0 (off) or more"),
     "dropout": (("--dropout", 1), "--dropout = 1.0: must lie in [0, 1)"),
     "seed": (("--seed", -1), "--seed = -1: must lie in [0, 2^63)"),
-    "lanes": (("--lanes", 0), "0 lanes on cpu: must be at least 1"),
+    "lanes": (("--lanes", 0), "--lanes = 0: must be from 1 to "),
     "vocabulary": (("--vocab-size", 500), "--vocab-size = 500: the tokenizer that aieflow ships"),
     "no data": (("--data", ""), "--data is empty: give a text file"),
     "trace": (("--trace", "/gone/t.json"), "--trace /gone/t.json: the folder /gone does not exist"),

@@ -179,7 +179,7 @@ def test_damaged_weights_are_refused(aieflow: Command, run: RunFolder, tmp_path:
         (("--samples", -2), "--samples = -2: must be at least 1"),
         (("--top-p", 0), "--top-p = 0.0: must lie above 0"),
         (("--temperature", -1), "--temperature = -1.0: must be 0 or more"),
-        (("--lanes", 0), "0 lanes on cpu: must be at least 1"),
+        (("--lanes", 0), "--lanes = 0: must be from 1 to "),
         (("--samples", 10**12), "--samples 1000000000000: needs"),
     ],
 )

@@ -186,7 +186,7 @@ def test_the_largest_preset_is_planned_without_its_memory(
         (("gpt2", "--grad-accumulation", "0"), "--grad-accumulation = 0: must be at least 1"),
         (("gpt2", "--dropout", "1"), "--dropout = 1.0: must lie in [0, 1)"),
         (("gpt2", "--grad-clip", "-1"), "--grad-clip = -1.0: must be a finite number"),
-        (("gpt2", "--lanes", "0"), "0 lanes on cpu: must be at least 1"),
+        (("gpt2", "--lanes", "0"), "--lanes = 0: must be from 1 to "),
     ],
 )
 def test_misuse_is_an_input_error(app: typer.Typer, options: tuple[str, ...], message: str) -> None:

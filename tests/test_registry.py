@@ -1,4 +1,5 @@
 import os
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from importlib.metadata import version
@@ -6,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aieflow.devices.cpu import CpuDevice, usable_cores
+from aieflow.devices.cpu import CpuDevice, container_free_nbytes, usable_cores
 from aieflow.devices.registry import (
     DEVICES,
     Finding,
@@ -193,11 +194,23 @@ def test_the_cpu_opens() -> None:
             f"igpu does not work: aieflow {VERSION} has no OpenCL device yet: use cpu",
         ),
         ("npu", 1, f"npu does not work: aieflow {VERSION} has no NPU device yet: use cpu"),
-        ("cpu", 0, "0 lanes on cpu: must be at least 1"),
-        ("cpu", -2, "-2 lanes on cpu: must be at least 1"),
+        ("cpu", 0, "--lanes = 0: must be from 1 to "),
+        ("cpu", -2, "--lanes = -2: must be from 1 to "),
+        ("cpu", 10**6, "--lanes = 1000000: must be from 1 to "),
     ],
 )
 def test_what_does_not_open_says_why(name: str, lanes: int | None, message: str) -> None:
     with pytest.raises(InputError) as caught:
         open_device(name, lanes)
-    assert str(caught.value) == message
+    assert str(caught.value).startswith(message)
+
+
+def test_a_container_leaves_what_its_limit_does_not_hold_yet(tmp_path: Path) -> None:
+    assert container_free_nbytes(tmp_path) == sys.maxsize
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("300\n")
+    assert container_free_nbytes(tmp_path) == sys.maxsize
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert container_free_nbytes(tmp_path) == 700
+    (tmp_path / "memory.max").write_text("200\n")
+    assert container_free_nbytes(tmp_path) == 0

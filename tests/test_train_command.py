@@ -233,6 +233,29 @@ def test_no_text_is_offered_without_a_tokenizer(aieflow: Command, tmp_path: Path
     assert "generate" not in result.out
 
 
+def test_the_tokens_of_a_bin_are_nobodys_in_particular(aieflow: Command, tmp_path: Path) -> None:
+    np.arange(400, dtype="<u2").tofile(tmp_path / "tokens.bin")
+    out = tmp_path / "run"
+    assert (
+        aieflow("train", "gpt2", *QUICK, "--data", tmp_path / "tokens.bin", "--out", out).code == 0
+    )
+    assert open_run(out).config.model.vocab_size == 1024
+    assert not (out / "checkpoints" / "latest" / "vocab.json").exists()
+
+
+def test_a_resumed_run_has_the_lanes_of_its_beginning(
+    aieflow: Command, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train = ("train", "gpt2", "--no-sample")
+    first = aieflow(*train, "--data", text, *TINY, "--steps", 2, "--out", out, "--lanes", 3)
+    assert first.code == 0, first.err
+    assert "3 compute lanes" in first.err
+    assert "3 compute lanes" in aieflow(*train, "--resume", out).err
+    assert "1 compute lane\n" in aieflow(*train, "--resume", out, "--lanes", 1).err
+    assert "3 compute lanes" in aieflow(*train, "--resume", out).err
+
+
 def test_fine_tuning_goes_on_from_the_weights(aieflow: Command, text: Path, tmp_path: Path) -> None:
     base, tuned = tmp_path / "base", tmp_path / "tuned"
     _metrics(aieflow, base, "--data", text, "--lr", 0.05, "--warmup", 0)

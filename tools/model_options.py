@@ -18,10 +18,10 @@ Model: TypeAlias = Annotated[str, typer.Argument(help="The model: gpt2.")]
 Preset: TypeAlias = Annotated[
     str | None, typer.Option(help=f"{', '.join(PRESETS)}; default: {DEFAULT_PRESET}.")
 ]
-Layers: TypeAlias = Annotated[int | None, typer.Option(help="L")]
-Heads: TypeAlias = Annotated[int | None, typer.Option(help="H")]
-Channels: TypeAlias = Annotated[int | None, typer.Option(help="C")]
-VocabSize: TypeAlias = Annotated[int | None, typer.Option(help="V")]
+Layers: TypeAlias = Annotated[int | None, typer.Option(help="L, transformer blocks.")]
+Heads: TypeAlias = Annotated[int | None, typer.Option(help="H, attention heads of a block.")]
+Channels: TypeAlias = Annotated[int | None, typer.Option(help="C, width of the residual stream.")]
+VocabSize: TypeAlias = Annotated[int | None, typer.Option(help="V, ids of the vocabulary.")]
 SeqLen: TypeAlias = Annotated[int | None, typer.Option(help="T, tokens of one sequence.")]
 BatchSize: TypeAlias = Annotated[int | None, typer.Option(help="B, sequences of one pass.")]
 GradAccumulation: TypeAlias = Annotated[

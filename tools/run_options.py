@@ -100,15 +100,15 @@ def _new_model(asked: Asked, seq_len: int | None) -> ModelConfig:
 def require_agreement(run: RunFolder, asked: Asked) -> None:
     """Raise InputError that lists the options which the run in the folder contradicts.
 
-    `check_finite` is no hyper-parameter and may differ; so may the place of the data once there is
-    a checkpoint, which knows their content.
+    `check_finite` and `lanes` are no hyper-parameters and may differ; so may the place of the data
+    once there is a checkpoint, which knows their content.
     """
     config = run.config
     sizes: dict[str, int] = dict(asked.sizes)
     if asked.preset is not None:
         preset = model_from(asked.preset)
         sizes = {name: getattr(preset, name) for name in MODEL_SIZES} | sizes
-    free = {"check_finite"} if run.latest is None else {"check_finite", "data"}
+    free = {"check_finite", "lanes"} | (set() if run.latest is None else {"data"})
     settings = {name: each for name, each in asked.settings.items() if name not in free}
     if asked.init is not None:
         settings["init"] = str(model_folder(asked.init, "--init").absolute())
@@ -147,11 +147,9 @@ def find_tokenizer(config: RunConfig, folder: Path | None) -> Tokenizer | None:
         if is_tokens and not any((folder / name).exists() for name in TOKENIZER_FILES):
             return None
         return Tokenizer.from_folder(folder)
-    tokenizer = Tokenizer.embedded()
-    if config.model.vocab_size == tokenizer.vocab_size:
-        return tokenizer
     if is_tokens:
-        return None
+        return None  # whose tokens they are is not known
+    tokenizer = Tokenizer.embedded()
     if config.model.vocab_size < tokenizer.vocab_size:
         raise InputError(
             f"--vocab-size = {config.model.vocab_size}: the tokenizer that aieflow ships has "

@@ -9,7 +9,7 @@ import numpy as np
 from rich.markup import escape
 
 from aieflow.devices.base import Device
-from aieflow.devices.cpu import CpuDevice, measure_rates
+from aieflow.devices.cpu import CpuDevice, measure_gemm
 from aieflow.gpt2.config import ModelConfig
 from aieflow.gpt2.data import TokenData
 from aieflow.gpt2.generate import Generator, Sampling
@@ -55,7 +55,8 @@ def print_header(run: RunFolder, device: Device, trainer: Trainer, data: TokenDa
         f"memory      {trainer.planned_nbytes / 1e6:,.0f} MB; at the peak, in MB:\n"
         f"            {accounts or 'each account below 0.5'}"
     )
-    ERR.print(f"device      {device.name}: {len(plan.lanes)} compute lanes")
+    lanes = "1 compute lane" if len(plan.lanes) == 1 else f"{len(plan.lanes)} compute lanes"
+    ERR.print(f"device      {device.name}: {lanes}")
 
 
 def print_sample(
@@ -111,7 +112,7 @@ def _print_throughput(
     rate = trainer.plan.graph.flops / median
     share = ""
     if isinstance(device, CpuDevice):
-        peak = measure_rates(device).gemm_flops_per_s
+        peak = measure_gemm(device)
         share = (
             f"\n            {rate / 1e9:.1f} GFLOP/s, {rate / peak:.0%} of the "
             f"{peak / 1e9:.0f} GFLOP/s that GEMM reaches here"

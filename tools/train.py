@@ -61,6 +61,7 @@ from aieflow.tools.summary import print_header, print_sample, print_summary
 
 RUNS = Path("runs")  # where runs without --out begin
 CACHE = ".tokens"  # beside the runs, which share it: tokenised data
+FREE = ("check_finite", "lanes", "data")  # what a resumed run may be told anew
 TRACED = 5  # training steps that a trace file holds: the last ones
 
 
@@ -149,6 +150,7 @@ def train(
             "eval_batches": eval_batches,
             "checkpoint_every": checkpoint_every,
             "check_finite": check_finite or None,
+            "lanes": lanes,
         },
     )
     if trace is not None and not trace.absolute().parent.is_dir():
@@ -157,20 +159,20 @@ def train(
         raise InputError(f"--trace {trace}: is a folder: give a file")
     if resume is not None and out is not None:
         raise InputError(f"--out {out} and --resume {resume}: a run stays in its folder")
-    with closing(open_device("cpu", lanes)) as device:
-        if resume is None:
-            _begin(out, asked, device, trace, sample)
-        else:
-            _go_on(resume, asked, device, trace, sample)
+    if resume is None:
+        _begin(out, asked, trace, sample)
+    else:
+        _go_on(resume, asked, trace, sample)
 
 
-def _begin(
-    out: Path | None, asked: Asked, device: Device, trace: Path | None, sample: bool
-) -> None:
+def _begin(out: Path | None, asked: Asked, trace: Path | None, sample: bool) -> None:
     path = next_default(RUNS) if out is None else out
     require_free(path)
     config = new_config(asked)
-    with closing(_Opened(RunFolder(path, config), device)) as opened:
+    with (
+        closing(open_device("cpu", config.lanes)) as device,
+        closing(_Opened(RunFolder(path, config), device)) as opened,
+    ):
         # Only now, so that nothing is left behind where an option or a file is refused; and another
         # process may have taken the default name since.
         run = create_run(next_default(RUNS) if out is None else out, config)
@@ -178,16 +180,17 @@ def _begin(
             opened.train(run, trace, sample)
 
 
-def _go_on(resume: Path, asked: Asked, device: Device, trace: Path | None, sample: bool) -> None:
+def _go_on(resume: Path, asked: Asked, trace: Path | None, sample: bool) -> None:
     run = open_run(resume)
     require_agreement(run, asked)
-    check_finite = run.config.check_finite or bool(asked.settings.get("check_finite"))
-    data = asked.settings.get("data", run.config.data)
-    place = data if isinstance(data, str) else None
-    run = replace(run, config=replace(run.config, check_finite=check_finite, data=place))
+    free = {name: asked.settings[name] for name in FREE if name in asked.settings}
+    run = replace(run, config=replace(run.config, **free))  # type: ignore[arg-type]  # checked there
     with lock_run(run.path):
         require_sources(run)
-        with closing(_Opened(run, device)) as opened:
+        with (
+            closing(open_device("cpu", run.config.lanes)) as device,
+            closing(_Opened(run, device)) as opened,
+        ):
             opened.train(run, trace, sample)
 
 
