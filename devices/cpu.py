@@ -104,10 +104,10 @@ def measure_rates(device: CpuDevice, rounds: int = 5) -> Rates:
     size = min(COPY_NBYTES, ALL_COPIES_NBYTES // lanes) // 4
     pairs = [(np.ones(size, np.float32), np.zeros(size, np.float32)) for _ in range(lanes)]
     copy_s = min(_together([_copy(*pair) for pair in pairs]) for _ in range(rounds))
-    return Rates(lanes, measure_gemm(device, rounds), lanes * 2 * 4 * size / copy_s)
+    return Rates(lanes, measure_gemm_rate(device, rounds), lanes * 2 * 4 * size / copy_s)
 
 
-def measure_gemm(device: CpuDevice, rounds: int = 5) -> float:
+def measure_gemm_rate(device: CpuDevice, rounds: int = 5) -> float:
     """Best FLOP/s of `rounds` square sgemm on all lanes at once; takes 9 MiB for each lane."""
     lanes = len(device.lanes)
     rng = np.random.default_rng(0)

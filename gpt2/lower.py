@@ -6,11 +6,13 @@ Without clipping, a parameter's AdamW node follows the node that completes its g
 gradient's memory is free again at once; clipping needs all gradients first.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aieflow.gpt2.config import ModelConfig
 from aieflow.gpt2.params import parameter_specs
 from aieflow.ops.attention import ATTENTION, ATTENTION_CACHED
+from aieflow.ops.batch import SLICE
 from aieflow.ops.builder import Builder
 from aieflow.ops.embedding import EMBEDDING
 from aieflow.ops.grad import append_backward
@@ -103,8 +105,17 @@ class _Model:
         )[0]
 
     def logits(self, tokens: Value, position: Value | None = None) -> Value:
-        """The forward pass; with `position`, over cached keys and values."""
+        """The whole forward pass; with `position`, over cached keys and values."""
         # tokens (B, T) -> logits (B, T, V)
+        return self.head(self.hidden(tokens, position))
+
+    def head(self, x: Value) -> Value:
+        """The product with the token embedding; x (B, T, C) -> logits (B, T, V)."""
+        operands = [x, self.parameters["wte.weight"]]
+        return self.builder.apply(MATMUL, operands, ["logits"], {"transpose_b": True})[0]
+
+    def hidden(self, tokens: Value, position: Value | None = None) -> Value:
+        """The forward pass up to the last layernorm; tokens (B, T) -> (B, T, C)."""
         builder, parameters = self.builder, self.parameters
         tables = [parameters["wte.weight"], parameters["wpe.weight"]]
         starts = [] if position is None else [position]
@@ -125,9 +136,35 @@ class _Model:
                 wide = self.linear(normed, f"{h}.mlp.c_fc", "fc")
                 (active,) = builder.apply(GELU, [wide], ["gelu"])
                 x = self.projected(active, f"{h}.mlp.c_proj", "mlp", x)
-        x = self.layernorm(x, "ln_f", "ln_f")
-        (logits,) = builder.apply(MATMUL, [x, tables[0]], ["logits"], {"transpose_b": True})
-        return logits
+        return self.layernorm(x, "ln_f", "ln_f")
+
+    def losses(
+        self, x: Value, targets: Value, slices: int, scale: float, partial: Mapping[Value, Value]
+    ) -> tuple[list[Value], dict[Value, Value]]:
+        """Losses of the head's slices of the batch, and the gradients of x and of wte.
+
+        Each slice goes forward and backward before the next, so that the logits of one slice alone
+        exist at a time. `partial` may hold a gradient of wte to add to.
+        """
+        # x (B, T, C), targets (B, T)
+        builder = self.builder
+        gradients, losses = dict(partial), []
+        count = x.spec.shape[0] // slices
+        for number in range(slices):
+            first = len(builder.nodes)
+            part, wanted = x, targets
+            if slices > 1:
+                attrs = {"first": number * count, "count": count}
+                (part,) = builder.apply(SLICE, [x], ["ln_f.slice"], attrs)
+                (wanted,) = builder.apply(SLICE, [targets], ["targets.slice"], attrs)
+            logits = self.head(part)
+            forward = builder.nodes[first:]
+            loss, dlogits = builder.apply(
+                CROSS_ENTROPY_GRADIENT, [logits, wanted], ["losses", "d:logits"], {"scale": scale}
+            )
+            losses.append(loss)
+            gradients = append_backward(builder, forward, {logits: dlogits}, gradients)
+        return losses, gradients
 
 
 def training_step(
@@ -140,6 +177,7 @@ def training_step(
     dropout: float = 0.0,
     keep_gradients: bool = False,
     recompute: bool = False,
+    head_slices: int = 1,
 ) -> Graph:
     """Forward, backward and AdamW over `shards` slices of `batch_size` / `shards` rows each.
 
@@ -147,7 +185,8 @@ def training_step(
     there are several; `rates` float64 (3,): learning rate, 1 - beta1^t, 1 - beta2^t; with dropout
     `key` uint64 (1,). States: parameters, and `m:NAME`, `v:NAME` for each. Results: `loss` and
     `grad_norm` float32 (1,); with `keep_gradients` each `d:NAME` too. With `recompute` the outputs
-    of GELU and layernorm are not kept for the backward pass but computed again. Raises GraphError.
+    of GELU and layernorm are not kept for the backward pass but computed again; `head_slices`, a
+    divisor of a shard's rows, slices the head's batch. Raises GraphError.
     """
     optimizer = optimizer or Optimizer()
     builder = Builder(f"training step of gpt2, B={batch_size}, T={seq_len}, shards={shards}")
@@ -167,21 +206,18 @@ def training_step(
         tokens = builder.feed(f"{prefix}tokens", Spec((rows, seq_len), "int32"))
         targets = builder.feed(f"{prefix}targets", Spec((rows, seq_len), "int32"))
         first = len(builder.nodes)
-        logits = model.logits(tokens)
+        hidden = model.hidden(tokens)
         forward = builder.nodes[first:]
-        names = ["losses", "d:logits"]
-        loss, dlogits = builder.apply(
-            CROSS_ENTROPY_GRADIENT, [logits, targets], names, {"scale": scale}
-        )
-        losses.append(loss)
-        is_last = shard == shards - 1
         partial = {
             value: gradients[value] for value in model.parameters.values() if value in gradients
         }
+        shard_losses, partial = model.losses(hidden, targets, head_slices, scale, partial)
+        losses += shard_losses
+        is_last = shard == shards - 1
         gradients = append_backward(
             builder,
             forward,
-            {logits: dlogits},
+            {},
             partial,
             update.on_complete if is_last else None,
             RECOMPUTED if recompute else (),

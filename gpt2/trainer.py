@@ -23,6 +23,7 @@ from aieflow.runtime.plan import Plan, Step
 from aieflow.runtime.trace import Trace
 
 WORTH_RECOMPUTING_NBYTES = 64 << 20  # less is not worth up to 1 % of a small model's time
+LARGEST_LOGITS_NBYTES = 128 << 20  # of one slice: smaller ones would slow the products down
 _SMALLER = (
     "use a smaller --batch-size (with --grad-accumulation) or --seq-len, or a smaller --preset"
 )
@@ -51,7 +52,16 @@ def training_graph(config: RunConfig) -> Graph:
         optimizer=Optimizer(config.beta1, config.beta2, config.weight_decay, config.grad_clip),
         dropout=config.dropout,
         recompute=_recomputed_nbytes(config) >= WORTH_RECOMPUTING_NBYTES,
+        head_slices=_head_slices(config),
     )
+
+
+def _head_slices(config: RunConfig) -> int:
+    """The fewest slices of the batch whose logits stay below the limit, if any do."""
+    B = config.batch_size
+    nbytes = 4 * B * config.seq_len * config.model.vocab_size
+    divisors = [slices for slices in range(1, B + 1) if B % slices == 0]
+    return next((each for each in divisors if nbytes <= each * LARGEST_LOGITS_NBYTES), B)
 
 
 def _recomputed_nbytes(config: RunConfig) -> int:

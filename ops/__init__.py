@@ -4,6 +4,6 @@
 - `graph` values and nodes in program order; `builder` writes one; `grad` appends the backward pass
 - `interpret` runs a graph by the ops' reference kernels
 - the families, forward beside backward: `matmul`, `norm`, `attention`, `pointwise`, `embedding`,
-  `loss`, `optim`; `random` the bits of dropout; `catalogue` all ops by name
+  `loss`, `optim`, `batch`; `random` the bits of dropout; `catalogue` all ops by name
 - `kernel` what a kernel of a device must say of itself; `cpu/` the CPU's kernels
 """

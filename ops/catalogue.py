@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from aieflow.ops import attention, embedding, loss, matmul, norm, optim, pointwise
+from aieflow.ops import attention, batch, embedding, loss, matmul, norm, optim, pointwise
 from aieflow.ops.op import Op
 
 OPS: Mapping[str, Op] = MappingProxyType(
@@ -13,6 +13,8 @@ OPS: Mapping[str, Op] = MappingProxyType(
             attention.ATTENTION,
             attention.ATTENTION_BACKWARD,
             attention.ATTENTION_CACHED,
+            batch.SLICE,
+            batch.SLICE_BACKWARD,
             embedding.EMBEDDING,
             embedding.EMBEDDING_BACKWARD_POSITIONS,
             embedding.EMBEDDING_BACKWARD_TOKENS,

@@ -26,6 +26,7 @@ FAMILIES: Mapping[str, str] = {
     op: family
     for family, ops in {
         "attention": ("attention", "attention_backward", "attention_cached"),
+        "batch": ("slice", "slice_backward"),
         "embedding": (
             "embedding",
             "embedding_backward_positions",
@@ -41,6 +42,7 @@ FAMILIES: Mapping[str, str] = {
 }
 COLOURS: Mapping[str, str] = {
     "attention": "#f4b6c2",
+    "batch": "#d5dbdb",
     "embedding": "#c9d7f8",
     "loss": "#f7d794",
     "matmul": "#a8d8ea",

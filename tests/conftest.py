@@ -53,7 +53,7 @@ def _gemm_rate(device: CpuDevice) -> float:
 
 @pytest.fixture
 def aieflow(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    monkeypatch.setattr(summary, "measure_gemm", _gemm_rate)
+    monkeypatch.setattr(summary, "measure_gemm_rate", _gemm_rate)
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["aieflow", *map(str, arguments)])

@@ -10,7 +10,7 @@ import pytest
 
 from aieflow.gpt2.config import ModelConfig
 from aieflow.gpt2.lower import training_step
-from aieflow.ops import attention, embedding, loss, matmul, norm, optim, pointwise
+from aieflow.ops import attention, batch, embedding, loss, matmul, norm, optim, pointwise
 from aieflow.ops.builder import Builder
 from aieflow.ops.catalogue import OPS
 from aieflow.ops.graph import Graph, Node
@@ -339,7 +339,7 @@ def test_dot_holds_nodes_and_values(plan: Plan, training_plan: Plan) -> None:
 
 
 def test_every_op_has_the_family_of_its_file() -> None:
-    files = (attention, embedding, loss, matmul, norm, optim, pointwise)
+    files = (attention, batch, embedding, loss, matmul, norm, optim, pointwise)
     defined = {
         op.name: module.__name__.rpartition(".")[2]
         for module in files

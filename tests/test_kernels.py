@@ -136,6 +136,16 @@ def pointwise_cases() -> list[Case]:
     ]
 
 
+def batch_cases() -> list[Case]:
+    x = floats(7, 5, 6)
+    return [
+        Case("slice", (x,), {"first": 2, "count": 4}),
+        Case("slice", (tokens(50, 4, 9),), {"first": 1, "count": 3}, "ids"),
+        Case("slice_backward", (x,), {"first": 2, "rows": 11}),
+        Case("slice_backward", (x, floats(8, 5, 6)), {"first": 1, "rows": 8}, "addend"),
+    ]
+
+
 def embedding_cases() -> list[Case]:
     words, dx = tokens(211, 3, 37), floats(3, 37, 48)
     by_token, by_position = "embedding_backward_tokens", "embedding_backward_positions"
@@ -211,6 +221,7 @@ CASES = [
     *matmul_cases(),
     *norm_cases(),
     *pointwise_cases(),
+    *batch_cases(),
     *embedding_cases(),
     *loss_cases(),
     *optim_cases(),

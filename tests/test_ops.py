@@ -128,6 +128,7 @@ def cases() -> list[Case]:
         ),
         Case("add", {"x": x, "z": doubles(2, 3, 8)}),
         Case("gelu", {"x": 2 * x}),
+        Case("slice", {"x": doubles(5, 2, 3)}, {"first": 1, "count": 3}),
         Case("dropout", {"x": x, "key": key}, dropped),
         Case("dropout", {"x": x, "key": key, "r": doubles(2, 3, 8)}, dropped, note="addend"),
         Case("attention", qkv, heads, ("y", "lse")),

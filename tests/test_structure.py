@@ -31,7 +31,12 @@ ENVIRONMENT_NAMES = ("os.environ", "os.environb", "os.getenv", "os.putenv", "os.
 ENVIRONMENT_READERS = {"tools/cli.py", "devices/registry.py"}
 # Other implementations to compare with: run by hand or in a child process, never imported by ours.
 PEER_MODULES = ("torch", "transformers")
-PEER_SCRIPTS = {"tools/make_oracle.py", "tools/check_export.py", "tools/peer_training.py"}
+PEER_SCRIPTS = {
+    "tools/make_oracle.py",
+    "tools/check_export.py",
+    "tools/peer_ops.py",
+    "tools/peer_training.py",
+}
 
 
 @dataclass(frozen=True, slots=True)

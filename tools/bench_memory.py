@@ -4,21 +4,19 @@ The process's resident memory counts, from before the model is made to its peak 
 steps: the kernels are compiled before, on a tiny model.
 """
 
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 from rich.table import Table
 
 from aieflow.devices.cpu import CpuDevice
-from aieflow.gpt2.config import PRESETS, ModelConfig
+from aieflow.gpt2.config import PRESETS
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.trainer import Trainer
-from aieflow.ops.errors import DeviceError
 from aieflow.runtime.machine import Machine
-from aieflow.tools.bench_train import RandomTokens
-
-TINY = ModelConfig(vocab_size=64, seq_len=16, layers=1, heads=2, channels=16)
+from aieflow.tools.bench_train import RandomTokens, compile_kernels
+from aieflow.tools.resident_memory import forget_peak, peak_nbytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,44 +34,22 @@ class MemoryRow:
 
 
 def measure_memory(device: CpuDevice, preset: str, batch_size: int, seq_len: int) -> MemoryRow:
-    """Train three training steps and read the peak; raises DeviceError where it cannot be read."""
-    _train(RunConfig(model=TINY, batch_size=2, seq_len=16, steps=1), device, 1)
+    """Do three training steps and read the peak; raises DeviceError where it cannot be read."""
+    compile_kernels(device)
     before = int(psutil.Process().memory_info().rss)
-    _forget_peak()
+    forget_peak()
     config = RunConfig(model=PRESETS[preset], batch_size=batch_size, seq_len=seq_len, steps=3)
-    trainer = _train(config, device, 3)
-    measured = _peak() - before
-    planned = trainer.planned_nbytes
-    accounts = dict(trainer.plan.memory.accounts)
+    with closing(Trainer(config, Machine(device))) as trainer:
+        trainer.warm_up()
+        trainer.initialise()
+        for index in range(config.steps):
+            trainer.step(index, RandomTokens(config.model.vocab_size))
+        measured = peak_nbytes() - before
+        planned = trainer.planned_nbytes
+        accounts = dict(trainer.plan.memory.accounts)
     return MemoryRow(
         preset, batch_size, seq_len, planned, measured, measured / planned, before, accounts
     )
-
-
-def _train(config: RunConfig, device: CpuDevice, count: int) -> Trainer:
-    trainer = Trainer(config, Machine(device))
-    trainer.warm_up()
-    trainer.initialise()
-    for index in range(count):
-        trainer.step(index, RandomTokens(config.model.vocab_size))
-    trainer.close()
-    return trainer
-
-
-def _forget_peak() -> None:
-    """Let the kernel count the peak of the resident memory anew (proc(5), clear_refs)."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError as error:
-        raise DeviceError(f"cpu: the peak memory cannot be measured here: {error}") from None
-
-
-def _peak() -> int:
-    """Bytes of the largest resident memory since `_forget_peak`."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise DeviceError("cpu: the peak memory cannot be measured here: no VmHWM in /proc/self/status")
 
 
 def memory_table(rows: list[MemoryRow]) -> Table:

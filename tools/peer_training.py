@@ -1,75 +1,100 @@
-"""A peer's training step: Hugging Face's GPT-2 in PyTorch eager with fused AdamW, on the CPU.
+"""The peer of `aieflow bench train --peer torch`: GPT-2 in PyTorch on the CPU, as a child process.
 
-A script for an environment that holds torch and transformers; prints one JSON object with the
-seconds of each training step and the process's memory, to be held against `aieflow bench`.
-
-    python tools/peer_training.py --preset 124M --batch-size 4 --seq-len 64 --threads 2
+The model is written for speed (fused attention, fused AdamW, tied head, no dropout), fp32 like
+aieflow's. The script prints a JSON object when it is warm, and then for each line on its standard
+input does one training step and prints another: its seconds, and the memory it has used.
 """
 
 import argparse
 import json
+import sys
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from aieflow.gpt2.config import PRESETS
+from aieflow.gpt2.config import PRESETS, ModelConfig
+
+WARM_UP = 3  # training steps before the first that counts
 
 
 def main() -> None:
-    """Train a few training steps on random tokens and print the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--preset", default="124M", choices=sorted(PRESETS))
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--seq-len", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
+    """Warm up, then serve training steps until the input ends."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--preset", required=True, choices=sorted(PRESETS))
+    parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--seq-len", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--compile", action="store_true")
     given = parser.parse_args()
     torch: Any = import_module("torch")
-    transformers: Any = import_module("transformers")
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
     before = _resident("VmRSS")
-    sizes = PRESETS[given.preset]
-    model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=sizes.vocab_size,
-            n_positions=sizes.seq_len,
-            n_embd=sizes.channels,
-            n_layer=sizes.layers,
-            n_head=sizes.heads,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-        )
+    step = _training_step(
+        torch, PRESETS[given.preset], given.batch_size, given.seq_len, given.compile
     )
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
-    seconds: list[float] = []
-    for _ in range(given.rounds + 2):
-        tokens = torch.randint(0, sizes.vocab_size, (given.batch_size, given.seq_len))
+    for _ in range(WARM_UP):
+        step()
+    print(json.dumps({"version": f"torch {torch.__version__}"}), flush=True)
+    for _ in sys.stdin:
         begin = time.perf_counter()
-        loss = model(tokens, labels=tokens, use_cache=False).loss
+        step()
+        seconds = time.perf_counter() - begin
+        memory = {"peak_nbytes": _resident("VmHWM") - before}
+        print(json.dumps({"seconds": seconds, **memory}), flush=True)
+
+
+def _training_step(
+    torch: Any, sizes: ModelConfig, B: int, T: int, is_compiled: bool
+) -> Callable[[], None]:
+    """A call that draws a batch, runs forward and backward, clips, and updates."""
+    functional = torch.nn.functional
+    C = sizes.channels
+
+    class Block(torch.nn.Module):  # type: ignore[misc]  # torch is absent where this is checked
+        def __init__(self) -> None:
+            super().__init__()
+            self.ln_1, self.ln_2 = torch.nn.LayerNorm(C), torch.nn.LayerNorm(C)
+            self.qkv, self.proj = torch.nn.Linear(C, 3 * C), torch.nn.Linear(C, C)
+            self.fc, self.fcproj = torch.nn.Linear(C, 4 * C), torch.nn.Linear(4 * C, C)
+
+        def forward(self, x: Any) -> Any:
+            qkv = self.qkv(self.ln_1(x)).view(B, T, 3, sizes.heads, C // sizes.heads)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
+            out = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.proj(out.transpose(1, 2).reshape(B, T, C))
+            return x + self.fcproj(functional.gelu(self.fc(self.ln_2(x)), approximate="tanh"))
+
+    class Model(torch.nn.Module):  # type: ignore[misc]  # likewise
+        def __init__(self) -> None:
+            super().__init__()
+            self.wte = torch.nn.Embedding(sizes.vocab_size, C)
+            self.wpe = torch.nn.Embedding(sizes.seq_len, C)
+            self.blocks = torch.nn.Sequential(*(Block() for _ in range(sizes.layers)))
+            self.ln_f = torch.nn.LayerNorm(C)
+            self.positions = torch.arange(T)
+
+        def forward(self, tokens: Any, targets: Any) -> Any:
+            x = self.blocks(self.wte(tokens) + self.wpe(self.positions))
+            logits = functional.linear(self.ln_f(x), self.wte.weight)
+            return functional.cross_entropy(logits.view(B * T, -1), targets.view(-1))
+
+    model = Model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
+    forward = torch.compile(model) if is_compiled else model
+
+    def step() -> None:
+        batch = torch.randint(0, sizes.vocab_size, (2, B, T))
+        loss = forward(batch[0], batch[1])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         loss.item()
-        seconds.append(time.perf_counter() - begin)
-    peak = _resident("VmHWM")
-    report = {
-        "peer": f"torch {torch.__version__}, transformers {transformers.__version__}, eager",
-        "preset": given.preset,
-        "batch_size": given.batch_size,
-        "seq_len": given.seq_len,
-        "threads": given.threads,
-        "seconds": sorted(seconds[2:])[given.rounds // 2],
-        "seconds_min": min(seconds[2:]),
-        "seconds_max": max(seconds[2:]),
-        "peak_nbytes": peak,
-        "peak_less_imports_nbytes": peak - before,
-    }
-    print(json.dumps(report))
+
+    return step
 
 
 def _resident(key: str) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from rich.markup import escape
 
 from aieflow.devices.base import Device
-from aieflow.devices.cpu import CpuDevice, measure_gemm
+from aieflow.devices.cpu import CpuDevice, measure_gemm_rate
 from aieflow.gpt2.config import ModelConfig
 from aieflow.gpt2.data import TokenData
 from aieflow.gpt2.generate import Generator, Sampling
@@ -112,7 +112,7 @@ def _print_throughput(
     rate = trainer.plan.graph.flops / median
     share = ""
     if isinstance(device, CpuDevice):
-        peak = measure_gemm(device)
+        peak = measure_gemm_rate(device)
         share = (
             f"\n            {rate / 1e9:.1f} GFLOP/s, {rate / peak:.0%} of the "
             f"{peak / 1e9:.0f} GFLOP/s that GEMM reaches here"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from aieflow.ops.cpu import attention, embedding, loss, matmul, norm, optim, pointwise
+from aieflow.ops.cpu import attention, batch, embedding, loss, matmul, norm, optim, pointwise
 from aieflow.ops.kernel import Kernel
 
 KERNELS: Mapping[str, Kernel] = MappingProxyType(
@@ -13,6 +13,8 @@ KERNELS: Mapping[str, Kernel] = MappingProxyType(
             attention.ATTENTION,
             attention.ATTENTION_BACKWARD,
             attention.ATTENTION_CACHED,
+            batch.SLICE,
+            batch.SLICE_BACKWARD,
             embedding.EMBEDDING,
             embedding.EMBEDDING_BACKWARD_POSITIONS,
             embedding.EMBEDDING_BACKWARD_TOKENS,
