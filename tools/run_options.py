@@ -19,6 +19,7 @@ from aieflow.ops.errors import InputError
 from aieflow.tools.model_options import model_from
 
 MODEL_SIZES = ("layers", "heads", "channels", "vocab_size")
+FREE = ("check_finite", "lanes", "data")  # what a resumed run may be told anew
 TOKENIZER_FILES = ("vocab.json", "tokenizer.json")
 
 
@@ -108,7 +109,7 @@ def require_agreement(run: RunFolder, asked: Asked) -> None:
     if asked.preset is not None:
         preset = model_from(asked.preset)
         sizes = {name: getattr(preset, name) for name in MODEL_SIZES} | sizes
-    free = {"check_finite", "lanes"} | (set() if run.latest is None else {"data"})
+    free = set(FREE) - (set() if run.latest is not None else {"data"})
     settings = {name: each for name, each in asked.settings.items() if name not in free}
     if asked.init is not None:
         settings["init"] = str(model_folder(asked.init, "--init").absolute())

@@ -50,6 +50,7 @@ from aieflow.tools.model_options import (
 )
 from aieflow.tools.progress import TrainingProgress
 from aieflow.tools.run_options import (
+    FREE,
     Asked,
     asked_for,
     find_tokenizer,
@@ -61,7 +62,6 @@ from aieflow.tools.summary import print_header, print_sample, print_summary
 
 RUNS = Path("runs")  # where runs without --out begin
 CACHE = ".tokens"  # beside the runs, which share it: tokenised data
-FREE = ("check_finite", "lanes", "data")  # what a resumed run may be told anew
 TRACED = 5  # training steps that a trace file holds: the last ones
 
 
