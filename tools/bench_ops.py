@@ -8,14 +8,11 @@ one. Of the cases of an op (shapes, options) those that move most in a training 
 
 import json
 import statistics
-import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from rich.table import Table
 
@@ -24,12 +21,12 @@ from aieflow.gpt2.config import PRESETS
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.trainer import training_graph
 from aieflow.ops.builder import Builder
-from aieflow.ops.errors import InputError
 from aieflow.ops.graph import Node
 from aieflow.ops.pointwise import ADD
 from aieflow.ops.spec import Spec
 from aieflow.runtime.placement import place
 from aieflow.tools.bench_node import LoneNode, NodeCase, distinct_cases
+from aieflow.tools.peer import PeerProcess
 
 KEPT = 2  # cases of each op
 DROPOUT = 0.1
@@ -70,24 +67,11 @@ class OpRow:
     ratio: float | None  # all_lanes to torch
 
 
-class TorchOps:
+class TorchOps(PeerProcess):
     """PyTorch in a child process, which times an op when asked; a context manager."""
 
     def __init__(self, python: Path, threads: int) -> None:
-        script = Path(__file__).with_name("peer_ops.py")
-        command = [str(python), str(script), "--threads", str(threads)]
-        try:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-        except OSError as error:
-            raise InputError(f"--peer-python {python}: {error.strerror}") from None
-        self._python = python
-        try:
-            self.version = str(self._answer()["version"])
-        except BaseException:
-            self._end()
-            raise
+        super().__init__(python, "peer_ops.py", ["--threads", threads])
 
     def seconds(self, number: int, case: NodeCase, integers_below: int) -> float | None:
         """Seconds of PyTorch's equivalent of a case, the median of as many repeats as ours.
@@ -103,37 +87,8 @@ class TorchOps:
             "attrs": dict(node.attrs),
             "integers_below": integers_below,
         }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        seconds = self._answer()["seconds"]
+        seconds = self.ask(json.dumps(asked))["seconds"]
         return None if seconds is None else float(seconds)
-
-    def _answer(self) -> dict[str, float | str | None]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise InputError(
-                f"--peer torch: {self._python} ended (see its message above): PyTorch is needed "
-                "there: pip install 'aieflow[bench]', or give --peer-python"
-            )
-        answer: dict[str, float | str | None] = json.loads(line)
-        return answer
-
-    def _end(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._end()
 
 
 def measure_ops(

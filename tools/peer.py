@@ -1,18 +1,22 @@
-"""A peer that is measured beside aieflow: a child process that does one training step when asked.
+"""A peer that is measured beside aieflow: a child process that does what it is asked, in turn.
 
 Child processes keep the peer's thread pools and memory out of ours. The peer's interpreter may be
 another than ours, so that PyTorch need not be installed with aieflow.
 """
 
 import json
+import math
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 from aieflow.ops.errors import InputError
+
+Answer: TypeAlias = dict[str, float | str | None]
 
 SETTLE_S = 0.4  # a peer's pool spins for up to 0.2 s after its work
 
@@ -34,49 +38,43 @@ class PeerCase:
         return "torch.compile" if self.is_compiled else "torch eager"
 
 
-class Peer:
-    """The running child; a context manager. Raises InputError where it cannot be started."""
+class PeerProcess:
+    """A running child that answers each line with a JSON object; a context manager.
 
-    def __init__(self, case: PeerCase) -> None:
-        self.name = case.name
-        script = Path(__file__).with_name("peer_training.py")
-        sizes = ["--preset", case.preset, "--batch-size", case.batch_size]
-        sizes += ["--seq-len", case.seq_len, "--threads", case.threads]
-        flags = ["--compile"] if case.is_compiled else []
-        command = [str(each) for each in (case.python, script, *sizes, *flags)]
+    Its first answer holds its `version`. Raises InputError where it cannot be started, or ends.
+    """
+
+    def __init__(self, python: Path, script: str, arguments: Sequence[object]) -> None:
+        self._python = python
+        command = [str(python), str(Path(__file__).with_name(script)), *map(str, arguments)]
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
         except OSError as error:
-            raise InputError(f"--peer-python {case.python}: {error.strerror}") from None
+            raise InputError(f"--peer-python {python}: {error.strerror}") from None
         try:
             self.version = str(self._answer()["version"])
         except BaseException:
             self._end()
             raise
-        self.seconds: list[float] = []
-        self.peak_nbytes = 0
 
-    def step(self) -> None:
-        """Let it do one training step, and wait until its threads have gone to sleep."""
+    def ask(self, line: str) -> Answer:
+        """Send one line, and wait for the answer."""
         assert self._process.stdin is not None
-        self._process.stdin.write("step\n")
+        self._process.stdin.write(line + "\n")
         self._process.stdin.flush()
-        answer = self._answer()
-        self.seconds.append(float(answer["seconds"]))
-        self.peak_nbytes = int(answer["peak_nbytes"])
-        time.sleep(SETTLE_S)
+        return self._answer()
 
-    def _answer(self) -> dict[str, float]:
+    def _answer(self) -> Answer:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise InputError(
-                f"the peer {self.name} ended (see its message above): it needs torch and aieflow "
-                "in its interpreter: pip install 'aieflow[bench]', or give --peer-python"
+                f"--peer torch: {self._python} ended (see its message above): PyTorch is needed "
+                "there: pip install 'aieflow[bench]', or give --peer-python"
             )
-        answer: dict[str, float] = json.loads(line)
+        answer: Answer = json.loads(line)
         return answer
 
     def _end(self) -> None:
@@ -93,3 +91,23 @@ class Peer:
         traceback: TracebackType | None,
     ) -> None:
         self._end()
+
+
+class Peer(PeerProcess):
+    """PyTorch's training step in a child process."""
+
+    def __init__(self, case: PeerCase) -> None:
+        sizes = ["--preset", case.preset, "--batch-size", case.batch_size]
+        sizes += ["--seq-len", case.seq_len, "--threads", case.threads]
+        flags = ["--compile"] if case.is_compiled else []
+        super().__init__(case.python, "peer_training.py", [*sizes, *flags])
+        self.name = case.name
+        self.seconds: list[float] = []
+        self.peak_nbytes = 0
+
+    def step(self) -> None:
+        """Let it do one training step, and wait until its threads have gone to sleep."""
+        answer = self.ask("step")
+        self.seconds.append(float(answer["seconds"] or math.nan))
+        self.peak_nbytes = int(answer["peak_nbytes"] or 0)
+        time.sleep(SETTLE_S)
