@@ -2,20 +2,33 @@
 
 A device owns buffers and binds kernels to operands in them; who runs what when is decided by a
 schedule, and the threads belong to the executor.
+
+Every byte that a device can reach has an address in host memory, its *host side*. On the CPU that
+is all there is. Other devices also have a *device side*, and a value that the one side has written
+is on the other only after a transfer:
+
+- an iGPU *adopts* host memory (states, arena) and works at the same addresses. Where it shares the
+  computer's memory a transfer is a map and an unmap of zero bytes; elsewhere it copies.
+- an NPU has *separate* memory: its operands lie in buffers that `allocate` made, in the layout of
+  its kernels; pack and unpack nodes work on their host side, transfers are buffer syncs.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from aieflow.ops.graph import Node
 from aieflow.ops.kernel import Call, Kernel
 from aieflow.ops.op import Array
 
+Direction = Literal["in", "out"]  # to the device side, to the host side
+PAGE = 4096  # alignment of adopted memory, in bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """Memory on one device: `data` is uint8, its start aligned to 64 bytes."""
+    """Memory on one device: `data` is the host side, uint8, its start aligned to 64 bytes."""
 
     device: str
     data: Array
@@ -24,6 +37,14 @@ class Buffer:
     def nbytes(self) -> int:
         """Size in bytes."""
         return int(self.data.nbytes)
+
+
+@dataclass(slots=True)
+class Moved:
+    """What a device's transfers did since it was opened."""
+
+    transfers: int = 0
+    copied_nbytes: int = 0  # between two memories, or through a cache flush; a map copies nothing
 
 
 class Device(ABC):
@@ -36,25 +57,70 @@ class Device(ABC):
 
     @property
     @abstractmethod
+    def identity(self) -> str:
+        """What it is: chip and driver, with the word "emulated" where it is."""
+
+    @property
+    @abstractmethod
     def lanes(self) -> tuple[str, ...]:
         """Names of the compute lanes, each served by one worker."""
+
+    @property
+    def copy_lanes(self) -> tuple[str, str] | None:
+        """Names of the lanes for transfers in and out; None: the device works on the host side."""
+        return None
+
+    @property
+    def is_separate(self) -> bool:
+        """True if operands of its compute lanes lie in its own buffers instead of host memory."""
+        return False
 
     @property
     @abstractmethod
     def kernels(self) -> Mapping[str, Kernel]:
         """The kernels this device runs, by name of the op."""
 
+    @property
+    def moved(self) -> Moved:
+        """What its transfers did so far."""
+        return Moved()
+
     @abstractmethod
     def allocate(self, nbytes: int) -> Buffer:
         """A new buffer; raises DeviceError when the device has no memory left."""
+
+    def adopt(self, memory: Array) -> None:
+        """Make host memory (uint8, page-aligned) reachable until `close`; raises DeviceError.
+
+        For devices that have copy lanes and no separate memory; bytes start valid on the host side.
+        """
+        raise NotImplementedError(f"{self.name} adopts no memory")
+
+    def disown(self, memory: Array) -> None:
+        """Forget memory that was adopted; nothing of it may be in use."""
+        raise NotImplementedError(f"{self.name} adopts no memory")
 
     @abstractmethod
     def free_nbytes(self) -> int:
         """Bytes that `allocate` can hand out now."""
 
     @abstractmethod
-    def bind(self, node: Node, kernel: Kernel, call: Call) -> Callable[[], None]:
-        """The call that executes one part of a node; raises DeviceError."""
+    def bind(self, node: Node, call: Call) -> Callable[[], None]:
+        """The call that executes one part of a node; raises DeviceError, as the call itself may.
+
+        On a compute lane it may return before the work is done: see `finish`.
+        """
+
+    def bind_transfer(self, region: Array, direction: Direction) -> Callable[[], None]:
+        """The call that brings bytes of an adopted or allocated buffer to the other side.
+
+        It returns when they are there; raises DeviceError.
+        """
+        raise NotImplementedError(f"{self.name} works on the host side")
+
+    def finish(self, lane: str) -> Callable[[], None] | None:
+        """The call that waits until all work begun on `lane` is done, where calls return before."""
+        return None
 
     @abstractmethod
     def close(self) -> None:

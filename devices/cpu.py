@@ -16,14 +16,13 @@ import numpy as np
 import psutil
 from threadpoolctl import threadpool_limits
 
-from aieflow.devices.base import Buffer, Device
+from aieflow.devices.base import PAGE, Buffer, Device
 from aieflow.ops.cpu.catalogue import KERNELS
 from aieflow.ops.errors import DeviceError
 from aieflow.ops.graph import Node
-from aieflow.ops.kernel import Call, Kernel
+from aieflow.ops.kernel import Call, HostKernel
 from aieflow.ops.op import Array
 
-ALIGNMENT = 64
 CGROUP = Path("/sys/fs/cgroup")  # as a process in a container sees its own
 GEMM_SIZE = 1536  # of the matrices that the GEMM rate is measured with
 COPY_NBYTES = 64 << 20  # of the array that a lane's bandwidth is measured with, at most
@@ -58,31 +57,36 @@ class CpuDevice(Device):
         return "cpu"
 
     @property
+    def identity(self) -> str:
+        """`cpu`: the host's."""
+        return "cpu"
+
+    @property
     def lanes(self) -> tuple[str, ...]:
         """`cpu.compute.0`, ...: one for each core used."""
         return self._lanes
 
     @property
-    def kernels(self) -> Mapping[str, Kernel]:
+    def kernels(self) -> Mapping[str, HostKernel]:
         """The kernels of `ops.cpu`."""
         return KERNELS
 
     def allocate(self, nbytes: int) -> Buffer:
         """Host memory; pages are taken from the system when they are first written."""
         try:
-            data = np.empty(nbytes + ALIGNMENT, np.uint8)
+            data = np.empty(nbytes + PAGE, np.uint8)
         except MemoryError:
             raise DeviceError(f"cpu: no memory for a buffer of {nbytes} bytes") from None
-        start = -data.ctypes.data % ALIGNMENT
+        start = -data.ctypes.data % PAGE
         return Buffer(self.name, data[start : start + nbytes])
 
     def free_nbytes(self) -> int:
         """Memory that can be had without swapping, or that the container leaves."""
         return min(int(psutil.virtual_memory().available), container_free_nbytes(CGROUP))
 
-    def bind(self, node: Node, kernel: Kernel, call: Call) -> Callable[[], None]:
+    def bind(self, node: Node, call: Call) -> Callable[[], None]:
         """The kernel bound to its operands; calls release the GIL."""
-        return kernel.bind(call)
+        return KERNELS[node.op.name].bind(call)
 
     def close(self) -> None:
         """Give BLAS its threads back."""

@@ -18,7 +18,7 @@ from aieflow.ops.builder import Builder
 from aieflow.ops.catalogue import OPS
 from aieflow.ops.errors import DeviceError
 from aieflow.ops.graph import Graph, Node, Value
-from aieflow.ops.kernel import WHOLE, Call, Kernel, Split
+from aieflow.ops.kernel import WHOLE, Call, HostKernel, Split
 from aieflow.ops.op import Array, Arrays, Attrs, Op, Specs
 from aieflow.ops.spec import Spec
 
@@ -79,7 +79,7 @@ def _bind_mix(call: Call) -> Action:
     return run
 
 
-def reference_kernel(op: Op) -> Kernel:
+def reference_kernel(op: Op) -> HostKernel:
     """The op's reference as a kernel; elementwise ops divide by leading rows, others do not."""
     split = _split_elementwise if op.name in ELEMENTWISE else lambda node: WHOLE
 
@@ -97,7 +97,7 @@ def reference_kernel(op: Op) -> Kernel:
 
         return run
 
-    return Kernel("reference", op, bind, split)
+    return HostKernel("reference", op, bind, split)
 
 
 def _split_elementwise(node: Node) -> Split:
@@ -106,11 +106,11 @@ def _split_elementwise(node: Node) -> Split:
     return Split(out.shape[0], alike, frozenset(range(len(node.outputs))))
 
 
-REFERENCE_KERNELS: Mapping[str, Kernel] = MappingProxyType(
+REFERENCE_KERNELS: Mapping[str, HostKernel] = MappingProxyType(
     {
         **{name: reference_kernel(op) for name, op in OPS.items()},
-        "mix": Kernel("fake", MIX, _bind_mix, _split_mix),
-        "update": Kernel("fake", UPDATE, _bind_mix, _split_mix),
+        "mix": HostKernel("fake", MIX, _bind_mix, _split_mix),
+        "update": HostKernel("fake", UPDATE, _bind_mix, _split_mix),
     }
 )
 
@@ -121,7 +121,7 @@ class FakeDevice(Device):
     def __init__(
         self,
         lanes: int = 2,
-        kernels: Mapping[str, Kernel] = REFERENCE_KERNELS,
+        kernels: Mapping[str, HostKernel] = REFERENCE_KERNELS,
         nbytes: int = 1 << 30,
     ) -> None:
         self.calls: list[tuple[str, int]] = []
@@ -139,12 +139,17 @@ class FakeDevice(Device):
         return "fake"
 
     @property
+    def identity(self) -> str:
+        """`fake`."""
+        return "fake"
+
+    @property
     def lanes(self) -> tuple[str, ...]:
         """`fake.compute.0`, …."""
         return self._lanes
 
     @property
-    def kernels(self) -> Mapping[str, Kernel]:
+    def kernels(self) -> Mapping[str, HostKernel]:
         """The kernels given."""
         return self._kernels
 
@@ -182,9 +187,9 @@ class FakeDevice(Device):
         self._by_count.clear()
         self._by_name.clear()
 
-    def bind(self, node: Node, kernel: Kernel, call: Call) -> Action:
+    def bind(self, node: Node, call: Call) -> Action:
         """The kernel's call, which is noted and does what was scripted before."""
-        bound = kernel.bind(call)
+        bound = self._kernels[node.op.name].bind(call)
         key = (node.name, call.part)
 
         def run() -> None:

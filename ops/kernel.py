@@ -8,6 +8,7 @@ of one node disturb each other.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from aieflow.ops.graph import Node
 from aieflow.ops.op import Array, Arrays, Attrs, Op
@@ -50,12 +51,42 @@ def share(units: int, part: int, parts: int) -> tuple[int, int]:
     return units * part // parts, units * (part + 1) // parts
 
 
+class Kernel(Protocol):
+    """One implementation of `op` on one kind of device, as far as the runtime knows it."""
+
+    @property
+    def name(self) -> str:
+        """What tells it from other kernels of the op."""
+
+    @property
+    def op(self) -> Op:
+        """What it computes."""
+
+    @property
+    def split(self) -> Callable[[Node], Split]:
+        """How a node divides."""
+
+    @property
+    def workspace(self) -> Callable[[Node], int]:
+        """Bytes of workspace for each part of a node."""
+
+
+def whole(node: Node) -> Split:
+    """Of kernels that do not divide."""
+    return WHOLE
+
+
+def no_workspace(node: Node) -> int:
+    """Of kernels that need none."""
+    return 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Kernel:
-    """One implementation of `op`; `bind` returns a call without arguments that does the part."""
+class HostKernel:
+    """A kernel on host memory; `bind` returns a call without arguments that does the part."""
 
     name: str
     op: Op
     bind: Callable[[Call], Callable[[], None]]
-    split: Callable[[Node], Split] = lambda node: WHOLE
-    workspace: Callable[[Node], int] = lambda node: 0  # bytes for each part
+    split: Callable[[Node], Split] = whole
+    workspace: Callable[[Node], int] = no_workspace  # bytes for each part

@@ -8,10 +8,12 @@ int32[2, 3]
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-_DTYPES = ("float32", "float64", "int32", "int64", "uint64")
+_DTYPES = ("float32", "float64", "int32", "int64", "uint64", "float16", "bfloat16")
+_STORED = {"bfloat16": "uint16"}  # what numpy does not know is stored as its bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,12 @@ class Spec:
     @property
     def nbytes(self) -> int:
         """Bytes of the whole tensor."""
-        return self.size * np.dtype(self.dtype).itemsize
+        return self.size * self.storage.itemsize
+
+    @property
+    def storage(self) -> np.dtype[Any]:
+        """The numpy dtype of the elements in host memory; bfloat16 is stored as uint16."""
+        return np.dtype(_STORED.get(self.dtype, self.dtype))
 
     @property
     def rows(self) -> int:

@@ -40,7 +40,7 @@ def allocate_states(
 
 def _view(data: Array, offset: int, value: Value) -> Array:
     raw = data[offset : offset + value.spec.nbytes]
-    return raw.view(np.dtype(value.spec.dtype)).reshape(value.spec.shape)
+    return raw.view(value.spec.storage).reshape(value.spec.shape)
 
 
 class Executor:
@@ -170,7 +170,6 @@ class Executor:
     def _bind(self, step: Step, workspace: Array) -> Callable[[], None]:
         node = self.plan.node_of(step)
         device = self._devices[device_of(step.lane)]
-        kernel = device.kernels[node.op.name]
         call = Call(
             tuple(self._arrays[value.name] for value in node.inputs),
             tuple(self._arrays[value.name] for value in node.outputs),
@@ -179,7 +178,7 @@ class Executor:
             step.part,
             step.parts,
         )
-        bound = device.bind(node, kernel, call)
+        bound = device.bind(node, call)
         observer = self._observer
         if observer is None:
             return bound

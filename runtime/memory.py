@@ -14,7 +14,7 @@ import numpy as np
 
 from aieflow.ops.graph import Graph, Node, Value
 
-ALIGNMENT = 64
+ALIGNMENT = 256  # bytes: what OpenCL devices ask of sub-buffers
 MayShare = Callable[[int, int, int], bool]  # (node index, output, input)
 
 

@@ -21,7 +21,7 @@ from aieflow.ops.builder import Builder
 from aieflow.ops.errors import DeviceError, PlanError, TrainingError
 from aieflow.ops.graph import Graph
 from aieflow.ops.interpret import interpret
-from aieflow.ops.kernel import Call, Kernel
+from aieflow.ops.kernel import Call, HostKernel
 from aieflow.ops.op import Array
 from aieflow.ops.pointwise import ADD, GELU
 from aieflow.ops.spec import Spec
@@ -466,7 +466,7 @@ def test_a_kernel_that_cannot_be_bound_leaves_no_thread() -> None:
     def refuse(call: Call) -> Callable[[], None]:
         raise DeviceError("fake: refused")
 
-    kernels = {**device.kernels, "add": Kernel("refusing", ADD, refuse)}
+    kernels = {**device.kernels, "add": HostKernel("refusing", ADD, refuse)}
     broken = FakeDevice(lanes=2, kernels=kernels)
     with pytest.raises(DeviceError, match="refused"):
         Executor(two_chains(broken), {"fake": broken}, {})

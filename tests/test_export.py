@@ -14,7 +14,7 @@ from aieflow.ops import attention, batch, embedding, loss, matmul, norm, optim, 
 from aieflow.ops.builder import Builder
 from aieflow.ops.catalogue import OPS
 from aieflow.ops.graph import Graph, Node
-from aieflow.ops.kernel import Call, Kernel, Split
+from aieflow.ops.kernel import Call, HostKernel, Split
 from aieflow.ops.op import Op
 from aieflow.ops.pointwise import ADD, GELU
 from aieflow.ops.spec import Spec
@@ -46,7 +46,7 @@ def split_rows(node: Node) -> Split:
 
 def plan_on_two_lanes(graph: Graph, placements: tuple[tuple[str, ...], ...]) -> Plan:
     kernels = {
-        name: Kernel(name, op, no_bind, split_rows, lambda node: 96) for name, op in OPS.items()
+        name: HostKernel(name, op, no_bind, split_rows, lambda node: 96) for name, op in OPS.items()
     }
     return compile_plan(graph, Schedule("by hand", LANES, placements), {"cpu": kernels})
 
@@ -198,12 +198,12 @@ import hashlib
 from aieflow.gpt2.config import ModelConfig
 from aieflow.gpt2.lower import training_step
 from aieflow.ops.catalogue import OPS
-from aieflow.ops.kernel import Kernel
+from aieflow.ops.kernel import HostKernel
 from aieflow.runtime import export
 from aieflow.runtime.plan import compile_plan
 from aieflow.runtime.schedule import Schedule
 graph = training_step(ModelConfig(11, 4, 1, 2, 8), 2, 4)
-kernels = {name: Kernel(name, op, None) for name, op in OPS.items()}
+kernels = {name: HostKernel(name, op, None) for name, op in OPS.items()}
 lanes = ("cpu.a", "cpu.b", "cpu.c")
 placements = tuple((lanes[i % 3],) for i in range(len(graph.nodes)))
 plan = compile_plan(graph, Schedule("by hand", lanes, placements), {"cpu": kernels})

@@ -21,7 +21,7 @@ from aieflow.ops.catalogue import OPS
 from aieflow.ops.cpu.catalogue import KERNELS
 from aieflow.ops.cpu.matmul import bind_matmul
 from aieflow.ops.graph import Node
-from aieflow.ops.kernel import Call, Kernel, share
+from aieflow.ops.kernel import Call, HostKernel, share
 from aieflow.ops.op import Array, Arrays, Attrs
 from aieflow.ops.spec import Spec
 
@@ -53,7 +53,7 @@ class Case:
         return f"{self.op}-{self.note}" if self.note else self.op
 
     @property
-    def kernel(self) -> Kernel:
+    def kernel(self) -> HostKernel:
         return KERNELS[self.op]
 
     @property

@@ -16,7 +16,7 @@ from aieflow.ops.builder import Builder
 from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph, Node, Value
 from aieflow.ops.interpret import interpret
-from aieflow.ops.kernel import Call, Kernel, Split, share
+from aieflow.ops.kernel import Call, HostKernel, Split, share
 from aieflow.ops.op import Array
 from aieflow.ops.pointwise import ADD, GELU
 from aieflow.ops.spec import Spec
@@ -129,7 +129,7 @@ def test_reused_memory_waits_for_its_readers() -> None:
 def test_a_divided_node_takes_over_only_what_is_divided(lanes: tuple[str, ...], taken: str) -> None:
     """The kernel reads its first input anywhere: where it is divided, only the second may go."""
     split = Split(4, frozenset({1}), frozenset({0}))
-    kernel = Kernel("odd", ADD, REFERENCE_KERNELS["add"].bind, lambda node: split)
+    kernel = HostKernel("odd", ADD, REFERENCE_KERNELS["add"].bind, lambda node: split)
     b = Builder("take over")
     x = b.feed("x", Spec((4, 16)))
     (y,) = b.apply(GELU, [x], ["y"])
@@ -142,8 +142,8 @@ def test_a_divided_node_takes_over_only_what_is_divided(lanes: tuple[str, ...], 
 
 
 def test_workspace_is_the_largest_of_each_lane() -> None:
-    def kernel(nbytes: int) -> Kernel:
-        return Kernel("k", GELU, REFERENCE_KERNELS["gelu"].bind, workspace=lambda node: nbytes)
+    def kernel(nbytes: int) -> HostKernel:
+        return HostKernel("k", GELU, REFERENCE_KERNELS["gelu"].bind, workspace=lambda node: nbytes)
 
     b = Builder("workspace")
     (p,) = b.apply(GELU, [b.feed("x", Spec((4, 8)))], ["p"])
@@ -181,7 +181,7 @@ def test_what_cannot_be_placed(
 
 def test_operands_that_do_not_divide_into_the_units() -> None:
     split = Split(7, frozenset({0}), frozenset({0}))
-    kernel = Kernel("odd", GELU, REFERENCE_KERNELS["gelu"].bind, lambda node: split)
+    kernel = HostKernel("odd", GELU, REFERENCE_KERNELS["gelu"].bind, lambda node: split)
     with pytest.raises(PlanError, match="%x: 96 bytes do not divide into 7 units"):
         compile_plan(one_node(), Schedule("", LANES, ((A, B),)), {"fake": {"gelu": kernel}})
 

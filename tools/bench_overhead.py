@@ -16,7 +16,7 @@ from aieflow.devices.base import Buffer, Device
 from aieflow.devices.cpu import CpuDevice
 from aieflow.ops.builder import Builder
 from aieflow.ops.graph import Graph, Node
-from aieflow.ops.kernel import Call, Kernel
+from aieflow.ops.kernel import Call, HostKernel
 from aieflow.ops.op import Op
 from aieflow.ops.spec import Spec
 from aieflow.runtime.executor import Executor, allocate_states
@@ -39,7 +39,7 @@ EMPTY = Op(
     lambda inputs, attrs: inputs,
     updates={0: 0},
 )
-EMPTY_KERNEL = Kernel("nothing", EMPTY, lambda call: _nothing)
+EMPTY_KERNEL = HostKernel("nothing", EMPTY, lambda call: _nothing)
 
 
 class EmptyDevice(Device):
@@ -54,12 +54,17 @@ class EmptyDevice(Device):
         return self._cpu.name
 
     @property
+    def identity(self) -> str:
+        """The CPU's."""
+        return self._cpu.identity
+
+    @property
     def lanes(self) -> tuple[str, ...]:
         """The CPU's."""
         return self._cpu.lanes
 
     @property
-    def kernels(self) -> Mapping[str, Kernel]:
+    def kernels(self) -> Mapping[str, HostKernel]:
         """The one that does nothing."""
         return {EMPTY.name: EMPTY_KERNEL}
 
@@ -71,9 +76,9 @@ class EmptyDevice(Device):
         """The CPU's."""
         return self._cpu.free_nbytes()
 
-    def bind(self, node: Node, kernel: Kernel, call: Call) -> Callable[[], None]:
+    def bind(self, node: Node, call: Call) -> Callable[[], None]:
         """The call that does nothing."""
-        return kernel.bind(call)
+        return EMPTY_KERNEL.bind(call)
 
     def close(self) -> None:
         """Nothing: the CPU is its owner's to close."""

@@ -23,7 +23,7 @@ from aieflow.ops.cpu.operand import flat, floats
 from aieflow.ops.cpu.reduction import dot, exponentials, maximum
 from aieflow.ops.errors import DeviceError
 from aieflow.ops.graph import Node
-from aieflow.ops.kernel import Call, Kernel, Split
+from aieflow.ops.kernel import Call, HostKernel, Split
 from aieflow.ops.op import Array
 
 BLOCK = 64  # query rows
@@ -304,7 +304,7 @@ def _bind_forward(call: Call) -> Callable[[], None]:
     return run
 
 
-ATTENTION = Kernel(
+ATTENTION = HostKernel(
     "blocks",
     attention.ATTENTION,
     _bind_forward,
@@ -329,7 +329,7 @@ def _bind_backward(call: Call) -> Callable[[], None]:
     return run
 
 
-ATTENTION_BACKWARD = Kernel(
+ATTENTION_BACKWARD = HostKernel(
     "blocks",
     attention.ATTENTION_BACKWARD,
     _bind_backward,
@@ -363,7 +363,7 @@ def _cached_floats(n: int, longest: int) -> int:
     return BLOCK * (longest + 1) + n
 
 
-ATTENTION_CACHED = Kernel(
+ATTENTION_CACHED = HostKernel(
     "blocks",
     attention.ATTENTION_CACHED,
     _bind_cached,

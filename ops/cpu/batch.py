@@ -7,7 +7,7 @@ import numpy as np
 from aieflow.ops import batch
 from aieflow.ops.cpu.operand import is_same
 from aieflow.ops.graph import Node
-from aieflow.ops.kernel import Call, Kernel, Split
+from aieflow.ops.kernel import Call, HostKernel, Split
 
 
 def _bind_slice(call: Call) -> Callable[[], None]:
@@ -22,7 +22,7 @@ def _split_slice(node: Node) -> Split:
     return Split(node.output_specs[0].shape[0], outputs=frozenset({0}))
 
 
-SLICE = Kernel("copy", batch.SLICE, _bind_slice, _split_slice)
+SLICE = HostKernel("copy", batch.SLICE, _bind_slice, _split_slice)
 
 
 def _bind_slice_backward(call: Call) -> Callable[[], None]:
@@ -50,4 +50,6 @@ def _split_slice_backward(node: Node) -> Split:
     return Split(rows, frozenset({1} if len(node.inputs) == 2 else ()), frozenset({0}))
 
 
-SLICE_BACKWARD = Kernel("sum", batch.SLICE_BACKWARD, _bind_slice_backward, _split_slice_backward)
+SLICE_BACKWARD = HostKernel(
+    "sum", batch.SLICE_BACKWARD, _bind_slice_backward, _split_slice_backward
+)

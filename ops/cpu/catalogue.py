@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from aieflow.ops.cpu import attention, batch, embedding, loss, matmul, norm, optim, pointwise
-from aieflow.ops.kernel import Kernel
+from aieflow.ops.kernel import HostKernel
 
-KERNELS: Mapping[str, Kernel] = MappingProxyType(
+KERNELS: Mapping[str, HostKernel] = MappingProxyType(
     {
         kernel.op.name: kernel
         for kernel in (

@@ -8,7 +8,7 @@ from aieflow.ops import embedding
 from aieflow.ops.cpu.compile import compiled
 from aieflow.ops.cpu.operand import NO_FLOATS, flat, is_same, matrix
 from aieflow.ops.graph import Node
-from aieflow.ops.kernel import Call, Kernel, Split
+from aieflow.ops.kernel import Call, HostKernel, Split
 from aieflow.ops.op import Array
 
 NO_POSITION = np.zeros(1, np.int64)
@@ -40,7 +40,7 @@ def _bind_gather(call: Call) -> Callable[[], None]:
     return run
 
 
-EMBEDDING = Kernel(
+EMBEDDING = HostKernel(
     "loop",
     embedding.EMBEDDING,
     _bind_gather,
@@ -88,7 +88,7 @@ def _table_share(call: Call, at_addend: int) -> tuple[Array, Array | None, int]:
     return out[first:last], None if is_same(addend, out) else addend[first:last], first
 
 
-EMBEDDING_BACKWARD_TOKENS = Kernel(
+EMBEDDING_BACKWARD_TOKENS = HostKernel(
     "loop", embedding.EMBEDDING_BACKWARD_TOKENS, _bind_add_tokens, _split_table
 )
 
@@ -115,6 +115,6 @@ def _bind_add_positions(call: Call) -> Callable[[], None]:
     return run
 
 
-EMBEDDING_BACKWARD_POSITIONS = Kernel(
+EMBEDDING_BACKWARD_POSITIONS = HostKernel(
     "loop", embedding.EMBEDDING_BACKWARD_POSITIONS, _bind_add_positions, _split_table
 )

@@ -16,7 +16,7 @@ from aieflow.ops.cpu.compile import compiled
 from aieflow.ops.cpu.operand import flat, floats, is_same, matrix
 from aieflow.ops.cpu.reduction import LEAST, exponentials, maximum, total_in_double
 from aieflow.ops.graph import Node
-from aieflow.ops.kernel import Call, Kernel, Split
+from aieflow.ops.kernel import Call, HostKernel, Split
 from aieflow.ops.op import Array
 
 BLOCK = 2048  # elements
@@ -97,14 +97,14 @@ def _split(node: Node) -> Split:
     return Split(node.input_specs[0].rows, frozenset({0, 1}), outputs)
 
 
-CROSS_ENTROPY = Kernel(
+CROSS_ENTROPY = HostKernel(
     "blocks",
     loss.CROSS_ENTROPY,
     _bind,
     _split,
     lambda node: 4 * (_blocks(node.input_specs[0].columns) + BLOCK),
 )
-CROSS_ENTROPY_GRADIENT = Kernel(
+CROSS_ENTROPY_GRADIENT = HostKernel(
     "blocks",
     loss.CROSS_ENTROPY_GRADIENT,
     _bind,
@@ -124,4 +124,4 @@ def _bind_mean(call: Call) -> Callable[[], None]:
     return run
 
 
-MEAN = Kernel("loop", loss.MEAN, _bind_mean)
+MEAN = HostKernel("loop", loss.MEAN, _bind_mean)

@@ -14,7 +14,7 @@ from aieflow.ops.cpu import blas
 from aieflow.ops.cpu.compile import compiled
 from aieflow.ops.cpu.operand import NO_FLOATS, address, flat, floats, idle, is_same, matrix
 from aieflow.ops.graph import Node
-from aieflow.ops.kernel import Call, Kernel, Split
+from aieflow.ops.kernel import Call, HostKernel, Split
 from aieflow.ops.matmul import matmul_operands
 from aieflow.ops.op import Array
 
@@ -150,7 +150,7 @@ def _bind_numpy(
     return run
 
 
-MATMUL = Kernel("blas", matmul.MATMUL, bind_matmul, _split_matmul, _workspace_matmul)
+MATMUL = HostKernel("blas", matmul.MATMUL, bind_matmul, _split_matmul, _workspace_matmul)
 
 
 def _split_column_sum(node: Node) -> Split:
@@ -196,4 +196,4 @@ def _bind_column_sum(call: Call) -> Callable[[], None]:
     return run
 
 
-COLUMN_SUM = Kernel("loop", matmul.COLUMN_SUM, _bind_column_sum, _split_column_sum)
+COLUMN_SUM = HostKernel("loop", matmul.COLUMN_SUM, _bind_column_sum, _split_column_sum)

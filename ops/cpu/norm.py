@@ -9,7 +9,7 @@ from aieflow.ops.cpu.compile import compiled
 from aieflow.ops.cpu.operand import NO_FLOATS, flat, floats, idle, is_same, matrix
 from aieflow.ops.cpu.reduction import dot_about, squares_about, total
 from aieflow.ops.graph import Node
-from aieflow.ops.kernel import Call, Kernel, Split
+from aieflow.ops.kernel import Call, HostKernel, Split
 from aieflow.ops.op import Array
 
 ONE = np.float32(1)
@@ -46,7 +46,7 @@ def _bind_forward(call: Call) -> Callable[[], None]:
     return run
 
 
-LAYERNORM = Kernel(
+LAYERNORM = HostKernel(
     "loop",
     norm.LAYERNORM,
     _bind_forward,
@@ -112,7 +112,7 @@ def _split_backward(node: Node) -> Split:
     return Split(node.input_specs[0].rows, frozenset(divided), frozenset({0}))
 
 
-LAYERNORM_BACKWARD = Kernel(
+LAYERNORM_BACKWARD = HostKernel(
     "loop",
     norm.LAYERNORM_BACKWARD,
     _bind_backward,
@@ -169,6 +169,6 @@ def _split_backward_params(node: Node) -> Split:
     return Split(node.input_specs[0].columns, addends, frozenset({0, 1}))
 
 
-LAYERNORM_BACKWARD_PARAMS = Kernel(
+LAYERNORM_BACKWARD_PARAMS = HostKernel(
     "loop", norm.LAYERNORM_BACKWARD_PARAMS, _bind_backward_params, _split_backward_params
 )

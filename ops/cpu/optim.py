@@ -10,7 +10,7 @@ from aieflow.ops.cpu.compile import compiled
 from aieflow.ops.cpu.operand import flat, leading_share, leading_units
 from aieflow.ops.cpu.reduction import squares_in_double, total_in_double
 from aieflow.ops.graph import Node
-from aieflow.ops.kernel import Call, Kernel, Split
+from aieflow.ops.kernel import Call, HostKernel, Split
 from aieflow.ops.op import Array
 
 NO_FACTOR = np.ones(1, np.float32)
@@ -41,7 +41,7 @@ def _split_squared_norm(node: Node) -> Split:
     return Split(chunks, inputs, frozenset({0}))
 
 
-SQUARED_NORM = Kernel("chunks", optim.SQUARED_NORM, _bind_squared_norm, _split_squared_norm)
+SQUARED_NORM = HostKernel("chunks", optim.SQUARED_NORM, _bind_squared_norm, _split_squared_norm)
 
 
 def _bind_clip_factor(call: Call) -> Callable[[], None]:
@@ -58,7 +58,7 @@ def _bind_clip_factor(call: Call) -> Callable[[], None]:
     return run
 
 
-CLIP_FACTOR = Kernel("loop", optim.CLIP_FACTOR, _bind_clip_factor)
+CLIP_FACTOR = HostKernel("loop", optim.CLIP_FACTOR, _bind_clip_factor)
 
 
 @compiled
@@ -112,4 +112,4 @@ def _split_adamw(node: Node) -> Split:
     return Split(units, frozenset(range(4)), frozenset(range(3)))
 
 
-ADAMW = Kernel("loop", optim.ADAMW, _bind_adamw, _split_adamw)
+ADAMW = HostKernel("loop", optim.ADAMW, _bind_adamw, _split_adamw)

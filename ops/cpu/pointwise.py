@@ -19,7 +19,7 @@ from aieflow.ops.cpu.operand import (
     leading_share,
     split_elementwise,
 )
-from aieflow.ops.kernel import Call, Kernel
+from aieflow.ops.kernel import Call, HostKernel
 from aieflow.ops.op import Array
 
 TILE = 1024  # elements
@@ -45,7 +45,7 @@ def _bind_add(call: Call) -> Callable[[], None]:
     return run
 
 
-ADD = Kernel("numpy", pointwise.ADD, _bind_add, split_elementwise)
+ADD = HostKernel("numpy", pointwise.ADD, _bind_add, split_elementwise)
 
 
 @compiled
@@ -65,7 +65,7 @@ def _bind_gelu(call: Call) -> Callable[[], None]:
     return run
 
 
-GELU = Kernel("loop", pointwise.GELU, _bind_gelu, split_elementwise)
+GELU = HostKernel("loop", pointwise.GELU, _bind_gelu, split_elementwise)
 
 
 @compiled
@@ -98,7 +98,7 @@ def _bind_gelu_backward(call: Call) -> Callable[[], None]:
     return run
 
 
-GELU_BACKWARD = Kernel(
+GELU_BACKWARD = HostKernel(
     "loop",
     pointwise.GELU_BACKWARD,
     _bind_gelu_backward,
@@ -156,4 +156,6 @@ def _bind_dropout(call: Call) -> Callable[[], None]:
     return run
 
 
-DROPOUT = Kernel("loop", pointwise.DROPOUT, _bind_dropout, split_elementwise, lambda node: 4 * TILE)
+DROPOUT = HostKernel(
+    "loop", pointwise.DROPOUT, _bind_dropout, split_elementwise, lambda node: 4 * TILE
+)

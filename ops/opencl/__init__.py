@@ -1,0 +1,1 @@
+"""Kernels in OpenCL C: the `.cl` files, and how each op's nodes are launched."""
