@@ -21,6 +21,7 @@ from aieflow.ops.graph import Graph
 from aieflow.ops.op import Array
 from aieflow.runtime.executor import Executor
 from aieflow.runtime.machine import Machine
+from aieflow.runtime.states import States
 
 CHUNK = 32  # tokens of the prompt that are read at once
 
@@ -190,9 +191,12 @@ def _require_memory(nbytes: int, machine: Machine, what: str, remedy: str) -> No
         )
 
 
-def _with_parameters(
-    graph: Graph, parameters: Mapping[str, Array], machine: Machine
-) -> dict[str, Array]:
-    caches = [value for value in graph.states if value.role == "cache"]
-    states = machine.allocate_states(graph, caches)
-    return {**parameters, **states}
+def _with_parameters(graph: Graph, parameters: Mapping[str, Array], machine: Machine) -> States:
+    """Parameters and empty caches; the parameters' own memory where every device can reach it."""
+    if machine.is_plain:
+        caches = [value for value in graph.states if value.role == "cache"]
+        return States({**parameters, **machine.allocate_states(graph, caches)})
+    states = machine.allocate_states(graph)
+    for name, array in parameters.items():
+        states[name][...] = array
+    return states

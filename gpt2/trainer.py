@@ -105,12 +105,14 @@ class Trainer:
 
     @property
     def parameters(self) -> Mapping[str, Array]:
-        """The parameters by name, float32: the memory itself."""
+        """The parameters by name, float32: the memory itself, which the caller may write."""
+        self._states.touch()
         return {name: self._states[name] for name in parameter_specs(self.config.model)}
 
     @property
     def moments(self) -> Moments:
-        """AdamW's moments by parameter name, float32: the memory itself."""
+        """AdamW's moments by parameter name, float32: the memory itself, which he may write."""
+        self._states.touch()
         names = parameter_specs(self.config.model)
         first, second = ({name: self._states[f"{k}:{name}"] for name in names} for k in "mv")
         return Moments(first, second)
@@ -125,13 +127,16 @@ class Trainer:
 
         To be called before the parameters are filled.
         """
-        for array in self._states.values():
-            array[...] = 0
+        self._clear()
         self._executor.run(self._feeds(0, 0.0))
         tokens, targets = self._batches[0]
         self._evaluator.run({"tokens": tokens, "targets": targets})
+        self._clear()
+
+    def _clear(self) -> None:
         for array in self._states.values():
             array[...] = 0
+        self._states.touch()
 
     def step(self, index: int, sampler: Sampler, traced: bool = False) -> StepRecord:
         """Do training step `index`, counted from 0.

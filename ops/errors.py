@@ -30,6 +30,10 @@ class PlanError(AieflowError):
 class DeviceError(AieflowError):
     """A device refused or failed; names the device, the node and the driver's own words."""
 
+    def __init__(self, message: str, device: str | None = None) -> None:
+        super().__init__(message)
+        self.device = device  # its name, where it is known
+
 
 class ProfileError(AieflowError):
     """A calibration is missing, stale or unreadable; says which command makes it."""

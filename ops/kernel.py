@@ -6,7 +6,7 @@ share of their leading rows. All other operands it may touch anywhere, but never
 of one node disturb each other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -71,6 +71,9 @@ class Kernel(Protocol):
         """Bytes of workspace for each part of a node."""
 
 
+Kernels = Mapping[str, Mapping[str, Kernel]]  # device name -> op name -> kernel
+
+
 def whole(node: Node) -> Split:
     """Of kernels that do not divide."""
     return WHOLE
@@ -90,3 +93,21 @@ class HostKernel:
     bind: Callable[[Call], Callable[[], None]]
     split: Callable[[Node], Split] = whole
     workspace: Callable[[Node], int] = no_workspace  # bytes for each part
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChainKernel:
+    """A kernel that stands for several nodes, such as pack, multiply and unpack.
+
+    `expand` replaces a node by nodes of other ops that the same device runs; the last of them
+    defines the outputs of the node, all other values are new. Where a node of an op in `renewals`
+    reads states alone, its result is kept from run to run, and renewed by the op named there: its
+    inputs are the new state and the old result, whose memory it takes.
+    """
+
+    name: str
+    op: Op
+    expand: Callable[[Node], tuple[Node, ...]]
+    renewals: Mapping[str, Op] = field(default_factory=dict)
+    split: Callable[[Node], Split] = whole
+    workspace: Callable[[Node], int] = no_workspace

@@ -2,45 +2,37 @@
 
 Everything is bound once: views of the buffers, kernels to the views, locks to the edges between
 lanes. A run then copies the feeds in, lets the workers go and waits until every lane is idle. The
-first error cancels the run; `run` raises it with the name of its node and device.
+first error cancels the run; `run` raises it with the name of its node and device, once the states
+that the plan saves are again what they were before the run.
 """
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter_ns
 
 import numpy as np
 
 from aieflow.devices.base import Device
 from aieflow.ops.errors import AieflowError, DeviceError, PlanError
-from aieflow.ops.graph import Graph, Value
-from aieflow.ops.kernel import Call
+from aieflow.ops.graph import Value
+from aieflow.ops.kernel import Call, HostKernel
 from aieflow.ops.op import Array
-from aieflow.runtime.memory import ARENA
+from aieflow.runtime.binding import (
+    allocate_host,
+    bind_arrays,
+    raw_bytes,
+    release_host,
+)
 from aieflow.runtime.plan import Plan, Step
 from aieflow.runtime.schedule import device_of
+from aieflow.runtime.states import States
 from aieflow.runtime.trace import Span, Trace
+from aieflow.runtime.transfer import HOST, reaches, side_of
 from aieflow.runtime.worker import Instruction, Worker
 
+NOTHING = np.empty(0, np.uint8)
 Observer = Callable[[Step, Mapping[str, Array]], None]  # sees a step's outputs when it has ended
-
-
-def allocate_states(
-    graph: Graph, device: Device, wanted: Iterable[Value] | None = None
-) -> dict[str, Array]:
-    """Zeroed memory by name for the states of a graph (or those wanted); raises DeviceError."""
-    states: dict[str, Array] = {}
-    for value in graph.states if wanted is None else wanted:
-        data = device.allocate(value.spec.nbytes).data
-        data[:] = 0
-        states[value.name] = _view(data, 0, value)
-    return states
-
-
-def _view(data: Array, offset: int, value: Value) -> Array:
-    raw = data[offset : offset + value.spec.nbytes]
-    return raw.view(value.spec.storage).reshape(value.spec.shape)
 
 
 class Executor:
@@ -58,17 +50,20 @@ class Executor:
         observer: Observer | None = None,
     ) -> None:
         self.plan = plan
-        self.states = states
+        self.states = states if isinstance(states, States) else States(states)
         self._devices = devices
         self._observer = observer
-        names = {device_of(lane) for lane in plan.lanes}
-        if len(names) != 1:
-            raise PlanError(f"one device is needed, the plan has lanes of {sorted(names)}")
-        (self._home,) = (devices[name] for name in names)
+        self._owned: list[Array] = []  # host memory that this executor allocated
+        missing = {device_of(lane) for lane in plan.schedule.lanes} - {HOST, *devices}
+        if missing:
+            raise PlanError(f"{plan.graph.name}: the plan has lanes of {sorted(missing)}")
         if arena is None or arena.nbytes < plan.memory.arena_nbytes:
-            arena = self._home.allocate(plan.memory.arena_nbytes).data
+            arena = self._allocate(plan.memory.arena_nbytes)
         self.arena = arena
-        self._arrays = self._bind_arrays()
+        feeds = {value.name: self._allocate(value.spec.nbytes) for value in plan.graph.feeds}
+        self._arrays = bind_arrays(plan, devices, self.states, arena, feeds)
+        self._saved = {name: np.empty_like(self.states[name]) for name in plan.saved}
+        self._entries = self._bind_entries()
         self._locks: list[threading.Lock] = []
         self._workers = self._open_workers()
         self._is_clean = True  # every lock is held, as a run needs it
@@ -89,6 +84,7 @@ class Executor:
         if self._is_closed:
             raise PlanError(f"{self.plan.graph.name}: its executor is closed: open another")
         self._copy(feeds)
+        self._enter()
         if not self._is_clean:
             self._reset()
         self._is_clean = False
@@ -101,19 +97,24 @@ class Executor:
             self._wait()
         except BaseException:  # Ctrl-C: leave no lane running
             self._stop()
+            self._undo()
             raise
         end = perf_counter_ns()
         errors = [worker.error for worker in self._workers if worker.error is not None]
         if errors:
+            self._undo()
             raise self._named(min(errors, key=lambda error: error[0]))
+        self.states.set_valid(self.plan.exit)
         self._is_clean = True
         return self._trace(begin, end) if traced else None
 
     def close(self) -> None:
-        """End the workers; idempotent."""
+        """End the workers and give back what was allocated here; idempotent."""
         self._is_closed = True
         for worker in self._workers:
             worker.close()
+        while self._owned:
+            release_host(self._devices, self._owned.pop())
 
     def __enter__(self) -> "Executor":
         return self
@@ -121,26 +122,59 @@ class Executor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _bind_arrays(self) -> dict[str, Array]:
-        memory, graph = self.plan.memory, self.plan.graph
-        arrays: dict[str, Array] = {}
-        for value in graph.states:
-            given = self.states.get(value.name)
-            spec = value.spec
-            if given is None or given.shape != spec.shape or given.dtype != spec.dtype:
-                raise PlanError(f"{graph.name}: no memory of {spec} for state %{value.name}")
-            arrays[value.name] = given
-        for value in graph.feeds:
-            arrays[value.name] = _view(self._home.allocate(value.spec.nbytes).data, 0, value)
-        for value in graph.values:
-            if value.name not in arrays:
-                slot = memory.slots[value]
-                arrays[value.name] = (
-                    _view(self.arena, slot.offset, value)
-                    if slot.space == ARENA
-                    else arrays[slot.space]
-                )
-        return arrays
+    def _allocate(self, nbytes: int) -> Array:
+        memory = allocate_host(self._devices, nbytes)
+        self._owned.append(memory)
+        return memory
+
+    def _bind_entries(self) -> dict[str, list[tuple[str, Callable[[], None]]]]:
+        """For each state, what makes it valid on the sides that a run expects, in order."""
+        entries: dict[str, list[tuple[str, Callable[[], None]]]] = {}
+        for name, sides in self.plan.entry.items():
+            calls: list[tuple[str, Callable[[], None]]] = []
+            if name in self.plan.derived:
+                calls.append((HOST, self._bind_derivation(name)))
+            for side in sorted(sides - {HOST}):
+                region = raw_bytes(self._arrays[name])
+                calls.append((side, self._devices[side].bind_transfer(region, "in")))
+            if calls:
+                entries[name] = calls
+        return entries
+
+    def _bind_derivation(self, name: str) -> Callable[[], None]:
+        node = self.plan.derived[name]
+        device, _ = self.plan.memory.separate[name]
+        kernel = self._devices[device].kernels[node.op.name]
+        if not isinstance(kernel, HostKernel):
+            raise PlanError(f"{node.name}: {node.op.name} on {device} is no kernel of the host")
+        inputs = tuple(self._arrays[value.name] for value in node.inputs)
+        workspace = np.empty(kernel.workspace(node), np.uint8)
+        return kernel.bind(Call(inputs, (self._arrays[name],), node.attrs, workspace))
+
+    def _enter(self) -> None:
+        """Bring states up to date that the host has written since the last run."""
+        for name, calls in self._entries.items():
+            valid = self.states.valid(name)
+            for side, call in calls:
+                if side not in valid and not (side == HOST and valid):
+                    call()
+                    valid |= {side}
+            self.states.set_valid({name: valid})
+
+    def _undo(self) -> None:
+        """Give states that were saved their old values; all lanes are idle."""
+        for lane in self.plan.lanes:
+            device = self._devices.get(device_of(lane))
+            finish = None if device is None else device.finish(lane)
+            if finish is not None:
+                with contextlib.suppress(AieflowError):  # it has failed already
+                    finish()
+        for worker in self._workers:
+            for instruction in worker.program[: worker.completed]:
+                step = self.plan.steps[instruction.step]
+                if step.kind == "save":
+                    np.copyto(self.states[step.value], self._saved[step.value])
+        self.states.touch()
 
     def _open_workers(self) -> list[Worker]:
         plan = self.plan
@@ -154,22 +188,34 @@ class Executor:
                 waits.setdefault(step.index, []).append(lock)
                 signals.setdefault(wait, []).append(lock)
         programs: dict[str, list[Instruction]] = {}
+        finishes: dict[str, Callable[[], None] | None] = {}
         for lane, program in plan.lanes.items():
-            workspace = self._home.allocate(plan.workspace[lane]).data
+            workspace = self._allocate(plan.workspace[lane]) if plan.workspace[lane] else NOTHING
+            device = self._devices.get(device_of(lane))
+            finish = finishes[lane] = None if device is None else device.finish(lane)
             programs[lane] = [
                 Instruction(
                     index,
                     tuple(waits.get(index, ())),
                     self._bind(plan.steps[index], workspace),
                     tuple(signals.get(index, ())),
+                    finish if index in signals or index == program[-1] else None,
                 )
                 for index in program
             ]
-        return [Worker(lane, program, self._cancel) for lane, program in programs.items()]
+        return [
+            Worker(lane, program, self._cancel, finishes[lane])
+            for lane, program in programs.items()
+        ]
 
     def _bind(self, step: Step, workspace: Array) -> Callable[[], None]:
-        node = self.plan.node_of(step)
+        if step.kind == "save":
+            source, target = self.states[step.value], self._saved[step.value]
+            return lambda: np.copyto(target, source)
         device = self._devices[device_of(step.lane)]
+        if step.kind != "node":
+            return device.bind_transfer(raw_bytes(self._arrays[step.value]), step.kind)
+        node = self.plan.node_of(step)
         call = Call(
             tuple(self._arrays[value.name] for value in node.inputs),
             tuple(self._arrays[value.name] for value in node.outputs),
@@ -179,13 +225,28 @@ class Executor:
             step.parts,
         )
         bound = device.bind(node, call)
-        observer = self._observer
-        if observer is None:
-            return bound
-        outputs = {value.name: self._arrays[value.name] for value in node.outputs}
+        return bound if self._observer is None else self._observed(step, bound, self._observer)
+
+    def _observed(
+        self, step: Step, bound: Callable[[], None], observer: Observer
+    ) -> Callable[[], None]:
+        """A step that shows its outputs, where the host can see them."""
+        device = self._devices[device_of(step.lane)]
+        outputs = {
+            value.name: self._arrays[value.name] for value in self.plan.node_of(step).outputs
+        }
+        finish, fetch = device.finish(step.lane), list[Callable[[], None]]()
+        if side_of(step.lane, reaches(self._devices)) != HOST:
+            if device.is_separate:
+                return bound
+            fetch = [device.bind_transfer(raw_bytes(each), "out") for each in outputs.values()]
 
         def observed() -> None:
             bound()
+            if finish is not None:
+                finish()
+            for call in fetch:
+                call()
             observer(step, outputs)
 
         return observed
@@ -230,21 +291,34 @@ class Executor:
             lock.acquire(blocking=False)
 
     def _named(self, error: tuple[int, BaseException]) -> AieflowError:
-        step, cause = error
+        index, cause = error
+        step = self.plan.steps[index]
+        device = device_of(step.lane)
+        if isinstance(cause, DeviceError):
+            cause.device = cause.device or device
         if isinstance(cause, AieflowError):
             return cause
-        lane = self.plan.steps[step].lane
-        node = self.plan.node_of(self.plan.steps[step])
-        named = DeviceError(f"{node.name} ({node.op.name}) failed on {lane}: {cause!r}")
+        what = self.plan.name_of(step)
+        named = DeviceError(
+            f"{what} ({self.plan.work_of(step)}) failed on {step.lane}: {cause!r}", device
+        )
         named.__cause__ = cause
         return named
+
+    def _identity(self, step: Step) -> str:
+        """What executes a step; packs, unpacks and copies of states are the host's work."""
+        device = self._devices.get(device_of(step.lane))
+        is_hosted = step.kind == "node" and side_of(step.lane, reaches(self._devices)) == HOST
+        if device is None or (is_hosted and device.copy_lanes is not None):
+            return next(iter(self._devices.values())).identity
+        return device.identity
 
     def _trace(self, begin: int, end: int) -> Trace:
         spans = [
             Span(
                 instruction.step,
                 worker.lane,
-                self._home.name,
+                self._identity(self.plan.steps[instruction.step]),
                 (start - begin) / 1e9,
                 (stop - begin) / 1e9,
             )

@@ -34,6 +34,7 @@ FAMILIES: Mapping[str, str] = {
         ),
         "loss": ("cross_entropy", "cross_entropy_gradient", "mean"),
         "matmul": ("column_sum", "matmul"),
+        "npu": ("npu_gemm", "npu_pack", "npu_repack", "npu_unpack"),
         "norm": ("layernorm", "layernorm_backward", "layernorm_backward_params"),
         "optim": ("adamw", "clip_factor", "squared_norm"),
         "pointwise": ("add", "dropout", "gelu", "gelu_backward"),
@@ -47,9 +48,11 @@ COLOURS: Mapping[str, str] = {
     "loss": "#f7d794",
     "matmul": "#a8d8ea",
     "norm": "#c7e9c0",
+    "npu": "#9fc5e8",
     "optim": "#d9c7ec",
     "pointwise": "#fde2b8",
 }
+USUAL = ("parameters", "moments", "cache", "feeds", "gradients", "activations")
 OTHER_COLOUR = "#e0e0e0"
 
 
@@ -67,12 +70,14 @@ def plan_json(plan: Plan) -> dict[str, object]:
              arena_nbytes    the one block that all values within a training step share
              live_nbytes     the most of it that is in use at once
              nbytes          everything, the sum of the accounts
-             slots           {name of value: {space: "arena", or the state or feed whose memory
-                               it has; offset; nbytes}}
+             slots           {name of value: {space: "arena", a device's slot, or the state or
+                               feed whose memory it has; offset; nbytes}}
     plan     policy, edges   number of waits between lanes
              lanes           [{name, workspace_nbytes,
                                steps: [{step, node: index, part: from 0, parts,
-                                        waits: [step of another lane]}]}]
+                                        waits: [step of another lane],
+                                        of transfers also kind ("in", "out", "save") and
+                                        value: name}]}]
     totals   nodes, steps, flops, nbytes (of all operands of all nodes)
     ```
     """
@@ -118,7 +123,8 @@ def json_text(plan: Plan) -> str:
 
 def memory_accounts(plan: Plan) -> dict[str, int]:
     """Bytes of each account at the peak, workspaces included; their sum is `plan.nbytes`."""
-    return {**plan.memory.accounts, "workspaces": sum(plan.workspace.values())}
+    held = {name: size for name, size in plan.memory.accounts.items() if size or name in USUAL}
+    return {**held, "workspaces": sum(plan.workspace.values())}
 
 
 def networkx_graph(plan: Plan) -> networkx.MultiDiGraph:
@@ -239,6 +245,7 @@ def _lane(plan: Plan, name: str) -> dict[str, object]:
                 "part": step.part,
                 "parts": step.parts,
                 "waits": list(step.waits),
+                **({} if step.kind == "node" else {"kind": step.kind, "value": step.value}),
             }
             for step in (plan.steps[index] for index in plan.lanes[name])
         ],

@@ -1,64 +1,100 @@
 """The machine that a program runs on, as the model's room sees it: graphs in, executors out.
 
-`tools` opens devices and wraps them; whoever is handed a `Machine` needs to know no device. Version
-0.1 runs on one device, so a machine has one.
+`tools` opens devices and wraps them; whoever is handed a `Machine` needs to know no device.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from aieflow.devices.base import Device
 from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph, Value
 from aieflow.ops.op import Array
-from aieflow.runtime.executor import Executor, Observer, allocate_states
-from aieflow.runtime.placement import place
+from aieflow.runtime.binding import allocate_host, allocate_states
+from aieflow.runtime.executor import Executor, Observer
+from aieflow.runtime.placement import Placement, place_on
 from aieflow.runtime.plan import Plan
+from aieflow.runtime.policies.fixed import default_policy
+from aieflow.runtime.states import States
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One device, whose lanes do all nodes."""
+    """Devices, the host's first, and what decides where nodes run."""
 
-    device: Device
+    devices: tuple[Device, ...]
+    placement: Placement = field(default_factory=Placement)
+    excludes_failed: bool = False  # go on without a device that fails
+
+    @property
+    def name(self) -> str:
+        """The devices' names."""
+        return ", ".join(device.name for device in self.devices)
+
+    @property
+    def is_plain(self) -> bool:
+        """True where one device does everything in memory of the host's own."""
+        return len(self.devices) == 1 and self.devices[0].copy_lanes is None
 
     def plan(self, graph: Graph, divided: bool = True) -> Plan:
         """The plan of `graph`; raises PlanError for an op without a kernel.
 
         With `divided` False every node runs whole, one after the other.
         """
-        return place(graph, self.device, divided)
+        return place_on(graph, self._by_name(), self.placement, divided)
 
-    @property
-    def name(self) -> str:
-        """The device's name."""
-        return self.device.name
+    def without(self, name: str) -> "Machine":
+        """The machine less one device, with a policy for those that are left.
 
-    def free_nbytes(self) -> int:
-        """Bytes that `allocate` can hand out now."""
-        return self.device.free_nbytes()
-
-    def require_memory(self, nbytes: int, plan: Plan) -> None:
-        """Raise PlanError that lists the accounts of `plan` unless `nbytes` are free."""
-        free = self.free_nbytes()
-        if nbytes <= free:
-            return
-        accounts = plan.memory.accounts.items()
-        parts = ", ".join(f"{name} {_gib(size)}" for name, size in accounts if size)
-        raise PlanError(
-            f"{plan.graph.name} needs {_gib(nbytes)} of memory ({parts}), "
-            f"{self.device.name} has {_gib(free)} free"
+        Raises PlanError where none would be left.
+        """
+        left = tuple(device for device in self.devices if device.name != name)
+        if not left:
+            raise PlanError(f"{name} is the only device: there is none to go on with")
+        placement = self.placement
+        places = {op: device for op, device in placement.places.items() if device != name}
+        policy = default_policy(tuple(device.name for device in left))
+        return replace(
+            self, devices=left, placement=replace(placement, policy=policy, places=places)
         )
 
-    def allocate(self, nbytes: int) -> Array:
-        """New memory, uint8; raises DeviceError."""
-        return self.device.allocate(nbytes).data
+    def free_nbytes(self) -> int:
+        """Bytes of host memory that `allocate` can hand out now."""
+        return self.devices[0].free_nbytes()
 
-    def allocate_states(
-        self, graph: Graph, wanted: Iterable[Value] | None = None
-    ) -> dict[str, Array]:
-        """Zeroed memory by name for the states of a graph (or those wanted); raises DeviceError."""
-        return allocate_states(graph, self.device, wanted)
+    def require_memory(self, nbytes: int, plan: Plan) -> None:
+        """Raise PlanError that lists the accounts of `plan` unless every device has enough.
+
+        `nbytes` is what the host needs.
+        """
+        used = {lane.partition(".")[0] for lane in plan.lanes}
+        for position, device in enumerate(self.devices):
+            needed = nbytes
+            if position and device.is_separate:
+                separate = plan.memory.separate.values()
+                needed = sum(size for name, size in separate if name == device.name)
+            elif position:
+                needed -= plan.memory.accounts["packed"] + plan.memory.accounts["saved"]
+            free = device.free_nbytes()
+            if needed <= free or (position and device.name not in used):
+                continue
+            accounts = plan.memory.accounts.items()
+            parts = ", ".join(f"{name} {_gib(size)}" for name, size in accounts if size)
+            raise PlanError(
+                f"{plan.graph.name} needs {_gib(needed)} of memory ({parts}), "
+                f"{device.name} has {_gib(free)} free: {_gib(needed - free)} are missing"
+            )
+
+    def allocate(self, nbytes: int) -> Array:
+        """New host memory that every device can reach, uint8; raises DeviceError."""
+        return allocate_host(self._by_name(), nbytes)
+
+    def allocate_states(self, graph: Graph, wanted: Iterable[Value] | None = None) -> States:
+        """Zeroed memory by name for the states of a graph (or those wanted); raises DeviceError.
+
+        Packed states are left to the executor of their plan.
+        """
+        return States(allocate_states(graph, self._by_name(), wanted))
 
     def open(
         self,
@@ -68,7 +104,10 @@ class Machine:
         observer: Observer | None = None,
     ) -> Executor:
         """An executor of `plan` on the devices of this machine."""
-        return Executor(plan, {self.device.name: self.device}, states, arena, observer)
+        return Executor(plan, self._by_name(), states, arena, observer)
+
+    def _by_name(self) -> dict[str, Device]:
+        return {device.name: device for device in self.devices}
 
 
 def _gib(nbytes: int) -> str:

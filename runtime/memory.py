@@ -1,17 +1,21 @@
-"""Plans memory: every value that lives within a run gets a place in one arena.
+"""Plans memory: every value that lives within a run gets a place.
 
-Liveness is read off program order: a value is live from the node that defines it to the last node
-that reads it (a result to the end). Values that take over an input's memory share its *block*.
-Blocks are placed largest first, each at the lowest offset that is free during its whole life
-(greedy by size: Pisarchyk and Lee 2020, section 5.2). Lanes that run ahead are held back by the
-waits that `runtime.plan` derives from the places.
+Values in host memory share one arena. Liveness is read off program order: a value is live from the
+node that defines it to the last node that reads it (a result to the end). Values that take over an
+input's memory share its *block*. Blocks are placed largest first, each at the lowest offset that is
+free during its whole life (greedy by size: Pisarchyk and Lee 2020, section 5.2). Lanes that run
+ahead are held back by the waits that `runtime.plan` derives from the places.
+
+Values in a device's separate memory (packed operands of the NPU) lie in persistent buffers, a few
+*slots* for each operand of its kernels, used in turn: while one is computed, the next is filled.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph, Node, Value
 
 ALIGNMENT = 256  # bytes: what OpenCL devices ask of sub-buffers
@@ -20,7 +24,7 @@ MayShare = Callable[[int, int, int], bool]  # (node index, output, input)
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place: `space` is the arena or the name of a state or feed."""
+    """A place: `space` is the arena, a device's slot, or the name of a state or feed."""
 
     space: str
     offset: int
@@ -28,6 +32,11 @@ class Slot:
 
 
 ARENA = "arena"
+# Packed: what lies in the devices' own memory. Saved: copies of states, until they are updated.
+ACCOUNTS = (
+    *("parameters", "moments", "cache", "feeds", "gradients", "activations"),
+    *("packed", "saved"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +44,15 @@ class MemoryPlan:
     """Where every value lies, and what that adds up to, in bytes."""
 
     slots: Mapping[Value, Slot]
+    separate: Mapping[str, tuple[str, int]]  # a device's spaces: device and bytes
     arena_nbytes: int
     live_nbytes: int  # the most that is live at once; the arena is at least that
-    accounts: Mapping[str, int]  # parameters, moments, cache, feeds, gradients, activations
+    accounts: Mapping[str, int]  # of `ACCOUNTS`
 
     @property
     def nbytes(self) -> int:
         """All memory that the plan needs, workspaces apart."""
-        persistent = ("parameters", "moments", "cache", "feeds")
-        return self.arena_nbytes + sum(self.accounts[name] for name in persistent)
+        return sum(self.accounts.values())
 
 
 @dataclass(slots=True)
@@ -56,17 +65,30 @@ class _Block:
     last: int
 
 
-def plan_memory(graph: Graph, may_share: MayShare) -> MemoryPlan:
-    """Give every value a slot; `may_share` says which outputs may take over an input's memory."""
+def plan_memory(
+    graph: Graph,
+    may_share: MayShare,
+    separate: Mapping[Value, str] | None = None,
+    slots_each: int = 2,
+    saved: Iterable[Value] = (),
+) -> MemoryPlan:
+    """Give every value a slot; `may_share` says which outputs may take over an input's memory.
+
+    `separate` names the device of each value that lies in a device's own memory; raises PlanError
+    where `slots_each` for each operand are too few. The states `saved` take their memory twice.
+    """
+    apart = separate or {}
     slots: dict[Value, Slot] = {}
-    accounts: dict[str, int] = dict.fromkeys(
-        ("parameters", "moments", "cache", "feeds", "gradients", "activations"), 0
-    )
+    spaces = _rotate(graph, apart, slots_each, slots)
+    accounts: dict[str, int] = dict.fromkeys(ACCOUNTS, 0)
     for value in (*graph.feeds, *graph.states):
         slots[value] = Slot(value.name, 0, value.spec.nbytes)
+        if value in apart:
+            spaces[value.name] = (apart[value], value.spec.nbytes)
+            continue
         account = {"parameter": "parameters", "moment": "moments", "feed": "feeds"}
         accounts[account.get(value.role, "cache")] += value.spec.nbytes
-    blocks = _blocks(graph, may_share)
+    blocks = _blocks(graph, may_share, apart)
     offsets = _place(blocks)
     for block, offset in zip(blocks, offsets, strict=True):
         for value in block.values:
@@ -77,10 +99,50 @@ def plan_memory(graph: Graph, may_share: MayShare) -> MemoryPlan:
     live, gradients = _peak(blocks, len(graph.nodes))
     accounts["gradients"] = gradients
     accounts["activations"] = arena - gradients
-    return MemoryPlan(slots, arena, live, accounts)
+    accounts["packed"] = sum(nbytes for _, nbytes in spaces.values())
+    accounts["saved"] = sum(value.spec.nbytes for value in saved)
+    return MemoryPlan(slots, spaces, arena, live, accounts)
 
 
-def _blocks(graph: Graph, may_share: MayShare) -> list[_Block]:
+def _rotate(
+    graph: Graph, separate: Mapping[Value, str], slots_each: int, slots: dict[Value, Slot]
+) -> dict[str, tuple[str, int]]:
+    """Give the values of a run in separate memory their slots; return the spaces."""
+    rings: dict[str, list[Value]] = {}
+    states = graph.state_of
+    for node in graph.nodes:
+        if any(value not in separate for value in (*node.inputs, *node.outputs)):
+            continue  # a pack or unpack: the node at the other end decides
+        for kind, values in (("in", node.inputs), ("out", node.outputs)):
+            for position, value in enumerate(values):
+                if value not in states and value not in slots:
+                    ring = f"{separate[value]}.{kind}{position}"
+                    rings.setdefault(ring, []).append(value)
+                    slots[value] = Slot(f"{ring}.{(len(rings[ring]) - 1) % slots_each}", 0, 0)
+    spaces: dict[str, tuple[str, int]] = {}
+    for ring, members in rings.items():
+        for number, value in enumerate(members):
+            space = slots[value].space
+            slots[value] = Slot(space, 0, value.spec.nbytes)
+            _, nbytes = spaces.get(space, ("", 0))
+            spaces[space] = (separate[value], max(nbytes, value.spec.nbytes))
+            following = number + slots_each
+            if following < len(members):
+                _require_over(graph, value, members[following], ring, slots_each)
+    return spaces
+
+
+def _require_over(graph: Graph, value: Value, successor: Value, ring: str, slots_each: int) -> None:
+    """A value's slot is free for its successor once its last reader stands before that one."""
+    last = graph.consumers.get(value, (graph.producer[value],))[-1]
+    if last >= graph.producer[successor]:
+        raise PlanError(
+            f"%{value.name} is still read when %{successor.name} takes its slot: {slots_each} "
+            f"slots for {ring} are too few: give it more"
+        )
+
+
+def _blocks(graph: Graph, may_share: MayShare, separate: Mapping[Value, str]) -> list[_Block]:
     end = len(graph.nodes)
     last_read = {value: reads[-1] for value, reads in graph.consumers.items()}
     last_read.update((value, end) for value in graph.results)
@@ -90,7 +152,7 @@ def _blocks(graph: Graph, may_share: MayShare) -> list[_Block]:
     for index, node in enumerate(graph.nodes):
         taken: set[Value] = set()
         for position, value in enumerate(node.outputs):
-            if value in states:
+            if value in states or value in separate:
                 continue
             last = last_read.get(value, index)
             source = _source(node, index, position, block_of, last_read, taken, may_share)

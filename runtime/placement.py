@@ -1,10 +1,26 @@
-"""From a graph to a plan on a device: choose a schedule and compile it."""
+"""From a graph to a plan on devices: where each node runs, its chains expanded, steps laid out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from aieflow.devices.base import Device
 from aieflow.ops.graph import Graph
+from aieflow.ops.kernel import Kernels
 from aieflow.profiles.cost import TYPICAL_CORE
+from aieflow.runtime.expansion import expand
 from aieflow.runtime.plan import Plan, compile_plan
-from aieflow.runtime.policies.cpu import cpu_schedule
+from aieflow.runtime.policies.cpu import schedule_lanes
+from aieflow.runtime.policies.fixed import homes
+from aieflow.runtime.transfer import reaches
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What decides where nodes run: a policy, ops placed by hand, slots for streamed operands."""
+
+    policy: str = "cpu"
+    places: Mapping[str, str] = field(default_factory=dict)  # op -> device
+    slots: int = 2
 
 
 def place(graph: Graph, device: Device, divided: bool = True) -> Plan:
@@ -12,6 +28,38 @@ def place(graph: Graph, device: Device, divided: bool = True) -> Plan:
 
     Raises PlanError for an op without a kernel.
     """
-    lanes = device.lanes if divided else device.lanes[:1]
-    schedule = cpu_schedule(graph, device.kernels, lanes, TYPICAL_CORE)
-    return compile_plan(graph, schedule, {device.name: device.kernels})
+    return place_on(graph, {device.name: device}, Placement(), divided)
+
+
+def place_on(
+    graph: Graph,
+    devices: Mapping[str, Device],
+    placement: Placement,
+    divided: bool = True,
+    by_node: Sequence[str] | None = None,
+) -> Plan:
+    """The plan of `graph` on `devices`, by name, the host's first.
+
+    With `divided` False, undivided nodes on one lane of a device. `by_node` names each node's
+    device instead of `placement`. Where several devices run, a plan saves the states that it
+    updates. Raises PlanError for an op without a kernel.
+    """
+    kernels: Kernels = {name: device.kernels for name, device in devices.items()}
+    if by_node is None:
+        by_node = homes(graph, kernels, placement.policy, placement.places)
+    expansion = expand(graph, by_node, kernels)
+    reach = reaches(devices)
+    used = [name for name in devices if name in set(expansion.homes)]
+    lanes = {name: devices[name].lanes[: None if divided else 1] for name in used}
+    schedule = schedule_lanes(
+        placement.policy, expansion.graph, expansion.homes, kernels, lanes, reach, TYPICAL_CORE
+    )
+    return compile_plan(
+        expansion.graph,
+        schedule,
+        kernels,
+        reach,
+        derived=expansion.derived,
+        slots=placement.slots,
+        saves=any(reach[name].copy_lanes is not None for name in used),
+    )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from aieflow.runtime.plan import Plan
+from aieflow.runtime.plan import Plan, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +44,10 @@ class Trace:
         return 1 - busy / (self.seconds * len(lanes)) if self.seconds else 0.0
 
     def seconds_by_op(self) -> dict[str, float]:
-        """Lane seconds of each op, largest first."""
+        """Lane seconds of each op and kind of transfer, largest first."""
         sums: dict[str, float] = {}
         for span in self.spans:
-            op = self.plan.node_of(self.plan.steps[span.step]).op.name
+            op = self.plan.work_of(self.plan.steps[span.step])
             sums[op] = sums.get(op, 0.0) + span.end_s - span.start_s
         return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
@@ -75,31 +75,37 @@ def _events(start_s: float, trace: Trace) -> Iterator[dict[str, object]]:
     end_of = {span.step: _microseconds(start_s + span.end_s) for span in trace.spans}
     for span in trace.spans:
         step = plan.steps[span.step]
-        node = plan.node_of(step)
         begin = _microseconds(start_s + span.start_s)
         common = {"pid": 0, "tid": track[span.lane]}
         yield {
             **common,
             "ph": "X",
-            "name": node.name,
-            "cat": node.op.name,
+            "name": plan.name_of(step),
+            "cat": plan.work_of(step),
             "ts": begin,
             "dur": round(end_of[span.step] - begin, 3),
-            "args": {
-                "op": node.op.name,
-                "inputs": [str(spec) for spec in node.input_specs],
-                "outputs": [str(spec) for spec in node.output_specs],
-                "part": f"{step.part + 1} of {step.parts}",
-                "flops": node.flops // step.parts,
-                "nbytes": node.nbytes // step.parts,
-                "executor": span.executor,
-            },
+            "args": {**_arguments(plan, step), "executor": span.executor},
         }
         for wait in step.waits:
             flow = {"pid": 0, "name": "wait", "cat": "wait", "id": f"{start_s}:{wait}:{step.index}"}
             source = track[plan.steps[wait].lane]
             yield {**flow, "ph": "s", "tid": source, "ts": end_of[wait]}
             yield {**flow, "ph": "f", "bp": "e", "tid": track[span.lane], "ts": begin}
+
+
+def _arguments(plan: Plan, step: Step) -> dict[str, object]:
+    node = plan.node_of(step)
+    if step.kind != "node":
+        (value,) = (each for each in plan.graph.values if each.name == step.value)
+        return {"value": str(value.spec), "nbytes": value.spec.nbytes, "for": node.name}
+    return {
+        "op": node.op.name,
+        "inputs": [str(spec) for spec in node.input_specs],
+        "outputs": [str(spec) for spec in node.output_specs],
+        "part": f"{step.part + 1} of {step.parts}",
+        "flops": node.flops // step.parts,
+        "nbytes": node.nbytes // step.parts,
+    }
 
 
 def _microseconds(seconds: float) -> float:

@@ -24,13 +24,18 @@ class Instruction:
     waits: tuple[threading.Lock, ...]
     call: Callable[[], None]
     signals: tuple[threading.Lock, ...]
+    finish: Callable[[], None] | None = None  # waits until all work begun on the lane is done
 
 
 class Worker:
     """Runs a lane's program once for every `start`; `wait` returns when the lane is idle."""
 
     def __init__(
-        self, lane: str, program: Sequence[Instruction], on_error: Callable[[], None]
+        self,
+        lane: str,
+        program: Sequence[Instruction],
+        on_error: Callable[[], None],
+        finish: Callable[[], None] | None = None,
     ) -> None:
         self.lane = lane
         self.program = tuple(program)
@@ -38,7 +43,9 @@ class Worker:
         self.ends = [0] * len(self.program)
         self.error: tuple[int, BaseException] | None = None  # (step, what it raised)
         self.is_cancelled = False
+        self.completed = 0  # instructions that the last run has done
         self._on_error = on_error
+        self._finish = finish  # of the lane, where calls return before their work is done
         self._is_traced = False
         self._is_closed = False
         self._wanted = 0  # runs asked for
@@ -80,22 +87,30 @@ class Worker:
                 return
             if self._done == self._wanted:
                 continue
-            place = 0
+            place, self.completed = 0, 0
             try:
                 for place, instruction in enumerate(self.program):
                     for lock in instruction.waits:
                         lock.acquire()
                     if self.is_cancelled:
+                        self.completed = place
                         break
                     if self._is_traced:
                         self.starts[place] = perf_counter_ns()
                         instruction.call()
+                        if self._finish is not None:
+                            self._finish()
                         self.ends[place] = perf_counter_ns()
                     else:
                         instruction.call()
+                        if instruction.finish is not None:
+                            instruction.finish()
                     for lock in instruction.signals:
                         lock.release()
+                else:
+                    self.completed = len(self.program)
             except BaseException as error:
+                self.completed = place
                 if not self.is_cancelled:  # else a signal met a lock that cancelling had released
                     self.error = (self.program[place].step, error)
                     self._on_error()

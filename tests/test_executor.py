@@ -26,7 +26,8 @@ from aieflow.ops.op import Array
 from aieflow.ops.pointwise import ADD, GELU
 from aieflow.ops.spec import Spec
 from aieflow.runtime import executor, worker
-from aieflow.runtime.executor import Executor, allocate_states
+from aieflow.runtime.binding import allocate_states
+from aieflow.runtime.executor import Executor
 from aieflow.runtime.placement import place
 from aieflow.runtime.plan import Plan, Step, compile_plan
 from aieflow.runtime.schedule import Schedule

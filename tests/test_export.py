@@ -115,16 +115,16 @@ def test_json_is_the_whole_plan(plan: Plan) -> None:
                 "cache": 0,
                 "feeds": 32,
                 "gradients": 0,
-                "activations": 128,
+                "activations": 512,
                 "workspaces": 192,
             },
-            "arena_nbytes": 128,
-            "live_nbytes": 128,
-            "nbytes": 32 + 128 + 192,
+            "arena_nbytes": 512,
+            "live_nbytes": 512,
+            "nbytes": 32 + 512 + 192,
             "slots": {
                 "x": slot("x", 0),
                 "a": slot("arena", 0),
-                HOSTILE: slot("arena", 64),
+                HOSTILE: slot("arena", 256),
                 "c": slot("arena", 0),
             },
         },
@@ -346,7 +346,7 @@ def test_every_op_has_the_family_of_its_file() -> None:
         for op in vars(module).values()
         if isinstance(op, Op)
     }
-    assert defined == FAMILIES
-    assert set(FAMILIES) == set(OPS)
+    assert defined == {op: family for op, family in FAMILIES.items() if family != "npu"}
+    assert {op for op, family in FAMILIES.items() if family != "npu"} == set(OPS)
     assert set(FAMILIES.values()) == set(COLOURS)
     assert len(set(COLOURS.values())) == len(COLOURS)

@@ -44,7 +44,7 @@ def _tokens(count: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
 def test_cached_logits_equal_those_of_the_whole_sequence(device: CpuDevice, length: int) -> None:
     """At the prompt's end and at every position from there to the end of the context."""
     tokens = _tokens(96)
-    with Generator(CONFIG, _parameters(), Machine(device)) as generator:
+    with Generator(CONFIG, _parameters(), Machine((device,))) as generator:
         whole = generator.logits(tokens)
         cached = generator._read(tokens[None, :length])
         np.testing.assert_allclose(cached[0], whole[length - 1], rtol=1e-4, atol=1e-4)
@@ -74,7 +74,7 @@ def _recomputed(generator: Generator, prompt: list[int], count: int) -> list[int
 @pytest.mark.parametrize("length", [3, 96, 150])
 def test_text_goes_on_past_the_end_of_the_context(device: CpuDevice, length: int) -> None:
     prompt = _tokens(length)
-    with Generator(CONFIG, _parameters(), Machine(device)) as generator:
+    with Generator(CONFIG, _parameters(), Machine((device,))) as generator:
         made = generator.greedy(prompt, 150)
         assert made == _recomputed(generator, prompt.tolist(), 150)
         assert len(set(made)) > 1
@@ -84,7 +84,7 @@ def test_text_goes_on_past_the_end_of_the_context(device: CpuDevice, length: int
 @pytest.mark.parametrize("seq_len", [1, 2, 3])
 def test_the_smallest_contexts_work(device: CpuDevice, seq_len: int) -> None:
     config = ModelConfig(vocab_size=64, seq_len=seq_len, layers=1, heads=1, channels=16)
-    with Generator(config, _parameters(config), Machine(device)) as generator:
+    with Generator(config, _parameters(config), Machine((device,))) as generator:
         prompt = _tokens(2)
         assert generator.greedy(prompt, 9) == _recomputed(generator, prompt.tolist(), 9)
 
@@ -92,7 +92,7 @@ def test_the_smallest_contexts_work(device: CpuDevice, seq_len: int) -> None:
 def test_a_token_costs_the_same_wherever_it_stands() -> None:
     """One plan serves every position: a short text and a long one make the same calls."""
     device = FakeDevice()
-    with Generator(CONFIG, _parameters(), Machine(device)) as generator:
+    with Generator(CONFIG, _parameters(), Machine((device,))) as generator:
         stream = generator.stream([1], GREEDY)
         calls = []
         for _ in range(90):
@@ -107,7 +107,7 @@ def test_a_token_costs_the_same_wherever_it_stands() -> None:
 def test_samples_do_not_depend_on_how_many_there_are(device: CpuDevice) -> None:
     texts = []
     for samples in (1, 3):
-        with Generator(CONFIG, _parameters(), Machine(device), samples) as generator:
+        with Generator(CONFIG, _parameters(), Machine((device,)), samples) as generator:
             stream = generator.stream(_tokens(40), Sampling(temperature=1.0, seed=9))
             texts.append(list(zip(*(next(stream) for _ in range(70)), strict=True)))
     assert texts[0][0] == texts[1][0]
@@ -115,7 +115,7 @@ def test_samples_do_not_depend_on_how_many_there_are(device: CpuDevice) -> None:
 
 
 def test_same_seed_same_text(device: CpuDevice) -> None:
-    with Generator(CONFIG, _parameters(), Machine(device)) as generator:
+    with Generator(CONFIG, _parameters(), Machine((device,))) as generator:
         texts = [
             [next(stream)[0] for _ in range(30)]
             for stream in (
@@ -131,9 +131,9 @@ def test_a_checkpoint_generates_what_its_parameters_do(tmp_path: Path, device: C
     parameters = _parameters()
     empty = {name: np.zeros_like(array) for name, array in parameters.items()}
     folder = save_checkpoint(run, TrainingState(training_step=1), parameters, Moments(empty, empty))
-    with Generator(CONFIG, parameters, Machine(device)) as generator:
+    with Generator(CONFIG, parameters, Machine((device,))) as generator:
         expected = generator.greedy(_tokens(9), 20)
-    with Generator.from_folder(folder, Machine(device)) as generator:
+    with Generator.from_folder(folder, Machine((device,))) as generator:
         assert generator.greedy(_tokens(9), 20) == expected
 
 
@@ -146,7 +146,7 @@ def test_a_checkpoint_generates_what_its_parameters_do(tmp_path: Path, device: C
     ],
 )
 def test_prompts_are_checked(device: CpuDevice, prompt: list[int], message: str) -> None:
-    with Generator(CONFIG, _parameters(), Machine(device)) as generator:
+    with Generator(CONFIG, _parameters(), Machine((device,))) as generator:
         with pytest.raises(InputError, match=message):
             next(generator.stream(prompt, GREEDY))
         with pytest.raises(InputError, match=message):
@@ -155,13 +155,13 @@ def test_prompts_are_checked(device: CpuDevice, prompt: list[int], message: str)
 
 def test_what_does_not_fit_into_memory_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--samples 1000000: needs .* fake has 1\.00 GiB free"):
-        Generator(CONFIG, _parameters(), Machine(FakeDevice()), samples=10**6)
+        Generator(CONFIG, _parameters(), Machine((FakeDevice(),)), samples=10**6)
     (tmp_path / "config.json").write_text(
         '{"model_type": "gpt2", "vocab_size": 50257, "n_positions": 1024, "n_layer": 48,'
         ' "n_head": 25, "n_embd": 1600}'
     )
     with pytest.raises(InputError, match=r"needs 5\.80 GiB of memory, .*: use a smaller model"):
-        Generator.from_folder(tmp_path, Machine(FakeDevice()))
+        Generator.from_folder(tmp_path, Machine((FakeDevice(),)))
 
 
 @pytest.mark.parametrize(

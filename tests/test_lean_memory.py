@@ -10,7 +10,8 @@ from aieflow.gpt2.config import ModelConfig
 from aieflow.gpt2.lower import training_step
 from aieflow.gpt2.params import initial_parameters
 from aieflow.ops.op import Array
-from aieflow.runtime.executor import Executor, allocate_states
+from aieflow.runtime.binding import allocate_states
+from aieflow.runtime.executor import Executor
 from aieflow.runtime.placement import place
 
 MODEL = ModelConfig(vocab_size=401, seq_len=24, layers=2, heads=3, channels=24)

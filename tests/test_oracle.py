@@ -16,7 +16,8 @@ from aieflow.devices.cpu import CpuDevice
 from aieflow.gpt2.lower import Optimizer, inference, training_step
 from aieflow.gpt2.params import parameter_specs
 from aieflow.ops.op import Array
-from aieflow.runtime.executor import Executor, allocate_states
+from aieflow.runtime.binding import allocate_states
+from aieflow.runtime.executor import Executor
 from aieflow.runtime.placement import place
 from aieflow.tools.oracle import (
     BETA1,

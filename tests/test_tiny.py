@@ -6,7 +6,8 @@ from aieflow.devices.cpu import CpuDevice
 from aieflow.gpt2.config import ModelConfig
 from aieflow.gpt2.lower import Optimizer, training_step
 from aieflow.gpt2.params import initial_parameters
-from aieflow.runtime.executor import Executor, allocate_states
+from aieflow.runtime.binding import allocate_states
+from aieflow.runtime.executor import Executor
 from aieflow.runtime.placement import place
 from aieflow.runtime.trace import Trace
 

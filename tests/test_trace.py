@@ -12,7 +12,8 @@ from aieflow.gpt2.config import ModelConfig
 from aieflow.gpt2.lower import training_step
 from aieflow.ops.errors import PlanError
 from aieflow.ops.op import Array
-from aieflow.runtime.executor import Executor, allocate_states
+from aieflow.runtime.binding import allocate_states
+from aieflow.runtime.executor import Executor
 from aieflow.runtime.placement import place
 from aieflow.runtime.plan import Plan, compile_plan
 from aieflow.runtime.schedule import Schedule

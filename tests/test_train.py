@@ -72,7 +72,7 @@ class _Session:
     def train(self) -> Outcome:
         with (
             closing(CpuDevice(2)) as device,
-            closing(Trainer(self.run.config, Machine(device))) as trainer,
+            closing(Trainer(self.run.config, Machine((device,)))) as trainer,
         ):
             trainer.warm_up()
             state = restore(self.run, trainer, self.data, None)
@@ -260,7 +260,7 @@ def test_sequential_sampling_reads_in_llmc_order(tmp_path: Path) -> None:
     _Session(run).train()
     losses = [line["loss"] for line in _lines(run) if "loss" in line]
     B, T = config.batch_size, config.seq_len
-    with closing(CpuDevice(2)) as device, closing(Trainer(config, Machine(device))) as trainer:
+    with closing(CpuDevice(2)) as device, closing(Trainer(config, Machine((device,)))) as trainer:
         trainer.initialise()
         for s, loss in enumerate(losses):
             rows = [DATA.train[(s * B + b) * T :][: T + 1].astype(np.int32) for b in range(B)]

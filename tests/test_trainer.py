@@ -25,7 +25,10 @@ TOKENS = np.random.default_rng(3).integers(0, 64, 500).astype(np.uint16)
 
 @contextmanager
 def _opened(config: RunConfig, lanes: int = 2) -> Iterator[Trainer]:
-    with closing(CpuDevice(lanes)) as device, closing(Trainer(config, Machine(device))) as trainer:
+    with (
+        closing(CpuDevice(lanes)) as device,
+        closing(Trainer(config, Machine((device,)))) as trainer,
+    ):
         trainer.initialise()
         yield trainer
 
@@ -196,14 +199,14 @@ class _Counting(FakeDevice):
 
 def test_all_memory_is_promised_before() -> None:
     device = _Counting(1 << 30)
-    with closing(Trainer(CONFIG, Machine(device))) as trainer:
+    with closing(Trainer(CONFIG, Machine((device,)))) as trainer:
         assert device.allocated <= trainer.planned_nbytes <= 1.01 * device.allocated
         promised, allocated = trainer.planned_nbytes, device.allocated
         trainer.warm_up()
         assert device.allocated == allocated
-    Trainer(CONFIG, Machine(_Counting(promised))).close()
+    Trainer(CONFIG, Machine((_Counting(promised),))).close()
     with pytest.raises(InputError, match=r"needs .* of memory \(parameters .*smaller --batch-size"):
-        Trainer(CONFIG, Machine(_Counting(promised - 1)))
+        Trainer(CONFIG, Machine((_Counting(promised - 1),)))
 
 
 @pytest.mark.parametrize(
@@ -217,5 +220,5 @@ def test_all_memory_is_promised_before() -> None:
 def test_what_can_never_fit_is_refused_without_a_plan(config: RunConfig) -> None:
     device = _Counting(1 << 30)
     with pytest.raises(InputError, match=r"GiB of memory .* fake has 1.00 GiB free: use a smaller"):
-        Trainer(config, Machine(device))
+        Trainer(config, Machine((device,)))
     assert device.allocated == 0

@@ -39,7 +39,7 @@ def measure_memory(device: CpuDevice, preset: str, batch_size: int, seq_len: int
     before = int(psutil.Process().memory_info().rss)
     forget_peak()
     config = RunConfig(model=PRESETS[preset], batch_size=batch_size, seq_len=seq_len, steps=3)
-    with closing(Trainer(config, Machine(device))) as trainer:
+    with closing(Trainer(config, Machine((device,)))) as trainer:
         trainer.warm_up()
         trainer.initialise()
         for index in range(config.steps):

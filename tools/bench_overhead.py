@@ -19,7 +19,8 @@ from aieflow.ops.graph import Graph, Node
 from aieflow.ops.kernel import Call, HostKernel
 from aieflow.ops.op import Op
 from aieflow.ops.spec import Spec
-from aieflow.runtime.executor import Executor, allocate_states
+from aieflow.runtime.binding import allocate_states
+from aieflow.runtime.executor import Executor
 from aieflow.runtime.plan import compile_plan
 from aieflow.runtime.schedule import Schedule
 

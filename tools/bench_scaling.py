@@ -46,7 +46,7 @@ def measure_scaling(
         for count in counts:
             device = CpuDevice(count)
             opened.callback(device.close)
-            trainers[count] = Trainer(config, Machine(device))
+            trainers[count] = Trainer(config, Machine((device,)))
             opened.callback(trainers[count].close)
             trainers[count].warm_up()
             trainers[count].initialise()

@@ -82,7 +82,7 @@ def compile_kernels(device: CpuDevice) -> None:
     """Train a tiny model, so that what is measured next finds its kernels in memory."""
     model = ModelConfig(vocab_size=64, seq_len=16, layers=1, heads=2, channels=16)
     config = RunConfig(model=model, batch_size=2, seq_len=16, steps=1)
-    with closing(Trainer(config, Machine(device))) as trainer:
+    with closing(Trainer(config, Machine((device,)))) as trainer:
         trainer.warm_up()
         trainer.initialise()
         trainer.step(0, RandomTokens(model.vocab_size))
@@ -108,7 +108,7 @@ def measure_training(
     compile_kernels(device)
     before = int(psutil.Process().memory_info().rss)
     forget_peak()
-    trainer = Trainer(config, Machine(device))
+    trainer = Trainer(config, Machine((device,)))
     trainer.warm_up()
     trainer.initialise()
     sampler = RandomTokens(config.model.vocab_size)

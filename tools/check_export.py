@@ -76,7 +76,7 @@ def our_answer(folder: Path, tokens: list[int], count: int) -> Answer:
     """Return what aieflow computes on the CPU, its cache of keys and values included."""
     ids = np.array(tokens, np.int32)
     device = open_device("cpu")
-    with Generator.from_folder(folder, Machine(device)) as generator:
+    with Generator.from_folder(folder, Machine((device,))) as generator:
         answer = Answer(generator.logits(ids), generator.greedy(ids, count))
     device.close()
     return answer

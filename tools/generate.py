@@ -59,7 +59,7 @@ def generate(
             raise InputError('the prompt is empty: give a text, for instance "The"')
         ids = np.array([tokenizer.end_of_text], ids.dtype)
     device = open_device("cpu", lanes)
-    with Generator.from_folder(folder, Machine(device), samples) as generator:
+    with Generator.from_folder(folder, Machine((device,)), samples) as generator:
         stream = generator.stream(ids.astype("int32"), sampling)
         if samples == 1:
             _print_while(text, tokenizer, (next(stream)[0] for _ in range(tokens)))

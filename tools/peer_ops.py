@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+from aieflow.tools.peer_training import keep_freed_memory
+
 Attrs = Mapping[str, float]
 
 
@@ -23,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--threads", type=int, required=True)
     threads = parser.parse_args().threads
+    keep_freed_memory()
     torch: Any = import_module("torch")
     torch.set_num_threads(threads)
     torch.manual_seed(0)

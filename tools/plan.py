@@ -229,7 +229,7 @@ def _everything(made: Plan) -> Iterator[str]:
         for step in (made.steps[index] for index in program):
             part = f" part {step.part + 1} of {step.parts}" if step.parts > 1 else ""
             waits = f" waits for {', '.join(map(str, step.waits))}" if step.waits else ""
-            lines.append(f"  {step.index:5d}  {made.node_of(step).name}{part}{waits}")
+            lines.append(f"  {step.index:5d}  {made.name_of(step)}{part}{waits}")
         yield "\n".join(lines)
 
 

@@ -64,7 +64,7 @@ def print_sample(
 ) -> None:
     """Print a text by the model."""
     prompt = tokenizer.encode(PROMPT).astype(np.int32)
-    with Generator(model, parameters, Machine(device)) as generator:
+    with Generator(model, parameters, Machine((device,))) as generator:
         stream = generator.stream(prompt, Sampling(temperature=0.6, top_p=0.9))
         ids = [next(stream)[0] for _ in range(SAMPLE_TOKENS)]
     OUT.print()

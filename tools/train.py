@@ -212,7 +212,7 @@ class _Opened:
             source, self.tokenizer, cache, config.model.vocab_size, config.seq_len
         )
         make_sampler(config, self.data)
-        self.trainer = Trainer(config, Machine(device))
+        self.trainer = Trainer(config, Machine((device,)))
         print_header(run, device, self.trainer, self.data)
         with ERR.status("compiling kernels (kept for the next time)"):
             self.trainer.warm_up()

@@ -1,16 +1,19 @@
-"""The policy `cpu`: everything on the CPU's compute lanes, large nodes on all of them.
+"""Which lanes do a node, once its device is known: large nodes go to several of them.
 
-A node is divided over all lanes (or as many as it has parts for) when that is predicted to save
-more than a wait between lanes costs; a small node goes whole to the lane with the least work.
+A node is divided over all compute lanes of its device (or as many as it has parts for) when that
+is predicted to save more than a wait between lanes costs; a small node goes whole to the lane with
+the least work. On a device with separate memory, a pack has the lane for transfers in and an unpack
+the lane for transfers out, where the host does them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from aieflow.ops.errors import PlanError
-from aieflow.ops.graph import Graph
-from aieflow.ops.kernel import Kernel
+from aieflow.ops.graph import Graph, Node, Value
+from aieflow.ops.kernel import HostKernel, Kernel, Kernels
 from aieflow.profiles.cost import RooflineCost
-from aieflow.runtime.schedule import Schedule
+from aieflow.runtime.schedule import Schedule, device_of
+from aieflow.runtime.transfer import SAVE_LANE, Reach
 
 EDGE_S = 20e-6  # predicted cost of lanes meeting at a divided node
 
@@ -18,23 +21,64 @@ EDGE_S = 20e-6  # predicted cost of lanes meeting at a divided node
 def cpu_schedule(
     graph: Graph, kernels: Mapping[str, Kernel], lanes: tuple[str, ...], cost: RooflineCost
 ) -> Schedule:
-    """Place every node of `graph`; raises PlanError for an op without a kernel."""
-    load = dict.fromkeys(lanes, 0.0)
+    """The policy `cpu`: every node on lanes of one device; raises PlanError without a kernel."""
+    device = device_of(lanes[0])
+    homes = [device] * len(graph.nodes)
+    return schedule_lanes("cpu", graph, homes, {device: kernels}, {device: lanes}, {}, cost)
+
+
+def schedule_lanes(
+    policy: str,
+    graph: Graph,
+    homes: Sequence[str],
+    kernels: Kernels,
+    lanes: Mapping[str, tuple[str, ...]],
+    reach: Mapping[str, Reach],
+    cost: RooflineCost,
+) -> Schedule:
+    """Place each node of `graph` on compute or copy lanes of its home.
+
+    Raises PlanError for an op without a kernel there.
+    """
+    load = {lane: 0.0 for names in lanes.values() for lane in names}
     placements: list[tuple[str, ...]] = []
-    for node in graph.nodes:
-        kernel = kernels.get(node.op.name)
+    on_device: set[Value] = set()  # what compute lanes of separate devices have written
+    for node, home in zip(graph.nodes, homes, strict=True):
+        kernel = kernels.get(home, {}).get(node.op.name)
         if kernel is None:
-            raise PlanError(f"{node.name}: the lanes {', '.join(lanes)} run no {node.op.name}")
-        parts = min(len(lanes), kernel.split(node).units)
-        whole = cost.seconds(node.flops, node.nbytes)
-        divided = cost.seconds(node.flops / parts, node.nbytes / parts) + EDGE_S
-        free_first = sorted(lanes, key=lambda name: load[name])  # stable: ties keep lane order
-        if parts > 1 and divided < whole:
-            chosen = tuple(lane for lane in lanes if lane in free_first[:parts])
-            end = max(load[lane] for lane in chosen) + divided
-        else:
-            chosen = (free_first[0],)
-            end = load[free_first[0]] + whole
-        placements.append(chosen)
-        load.update(dict.fromkeys(chosen, end))
-    return Schedule("cpu", lanes, tuple(placements))
+            names = ", ".join(lanes.get(home, (home,)))
+            raise PlanError(f"{node.name}: the lanes {names} run no {node.op.name}")
+        around = reach.get(home, Reach())
+        if around.is_separate and around.copy_lanes is not None:
+            if isinstance(kernel, HostKernel):
+                is_unpack = not on_device.isdisjoint(node.inputs)
+                placements.append((around.copy_lanes[int(is_unpack)],))
+                continue
+            on_device.update(node.outputs)
+        placements.append(_divide(node, kernel, lanes[home], load, cost))
+    copy_lanes = [lane for name in lanes for lane in reach.get(name, Reach()).copy_lanes or ()]
+    copy_lanes += [SAVE_LANE] if copy_lanes else []
+    compute_lanes = [lane for each in lanes.values() for lane in each]
+    return Schedule(policy, (*compute_lanes, *copy_lanes), tuple(placements))
+
+
+def _divide(
+    node: Node,
+    kernel: Kernel,
+    lanes: tuple[str, ...],
+    load: dict[str, float],
+    cost: RooflineCost,
+) -> tuple[str, ...]:
+    """The lanes of one node; adds to their load."""
+    parts = min(len(lanes), kernel.split(node).units)
+    whole = cost.seconds(node.flops, node.nbytes)
+    divided = cost.seconds(node.flops / parts, node.nbytes / parts) + EDGE_S
+    free_first = sorted(lanes, key=lambda name: load[name])  # stable: ties keep lane order
+    if parts > 1 and divided < whole:
+        chosen = tuple(lane for lane in lanes if lane in free_first[:parts])
+        end = max(load[lane] for lane in chosen) + divided
+    else:
+        chosen = (free_first[0],)
+        end = load[free_first[0]] + whole
+    load.update(dict.fromkeys(chosen, end))
+    return chosen

@@ -1,0 +1,56 @@
+"""The memory of states, which live from run to run, and on which sides they are valid.
+
+Between runs the host's side of every state is valid, so whoever keeps or looks at parameters needs
+no device. Whoever *writes* them says so with `touch`: what devices hold is then out of date, packed
+forms included, and the next run brings it up to date before it begins.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from aieflow.ops.graph import Value
+from aieflow.ops.op import Array
+from aieflow.runtime.transfer import HOST
+
+
+class States(Mapping[str, Array]):
+    """Arrays by the name of their state; packed states, on devices, appear when a plan has them."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays = dict(arrays)
+        self._derived: set[str] = set()
+        self._valid: dict[str, frozenset[str]] = {}
+        self.touch()
+
+    def __getitem__(self, name: str) -> Array:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def touch(self) -> None:
+        """The host has written states: only its side is valid, and nothing that is derived."""
+        for name in self._arrays:
+            self._valid[name] = frozenset() if name in self._derived else frozenset({HOST})
+
+    def add_derived(self, value: Value, array: Array) -> None:
+        """Memory of a state that is made from others; it is not valid yet."""
+        self._arrays[value.name] = array
+        self._derived.add(value.name)
+        self._valid[value.name] = frozenset()
+
+    def drop_derived(self, names: Iterable[str] | None = None) -> None:
+        """Forget derived states, all or those named, as when their device is gone."""
+        for name in tuple(self._derived) if names is None else tuple(names):
+            self._derived.discard(name)
+            del self._arrays[name], self._valid[name]
+
+    def valid(self, name: str) -> frozenset[str]:
+        """The sides on which a state is valid; none where a derived one is out of date."""
+        return self._valid[name]
+
+    def set_valid(self, valid: Mapping[str, frozenset[str]]) -> None:
+        """Note what a run, or a transfer before it, has left."""
+        self._valid.update(valid)
