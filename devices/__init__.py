@@ -1,5 +1,14 @@
 """Where nodes run: memory, lanes and kernels of each kind of device.
 
-- `base` what the runtime knows of a device; `registry` what works on this computer, and why not
-- `cpu` the host; `fake` scripted kernels and failures, for tests
+- `base` what the runtime knows of a device
+- `registry` opens the devices of this computer, and says what works and why the rest does not:
+  `surroundings` what it looks at, `igpu_survey`, `npu_survey`
+- `cpu` the host
+- `opencl` the iGPU: `opencl_driver` which device, `opencl_memory` adopted memory and transfers,
+  `opencl_program` compiled kernels, `opencl_tuning` which GEMM is fastest here
+- `npu` the NPU over XRT: `xrt` what of pyxrt is used, `xrt_errors` its errors and their remedies,
+  `npu_memory` buffer objects, `xclbin` the container of a design
+- `xrt_emulator` pyxrt without hardware; with `_buffers` incoherent memory, `_commands` queues and
+  execution, `_array` the design's dataflow, `_clock` latencies, `_faults` failures on order
+- `fake` scripted kernels and failures, `fake_remote` the same with a memory side of its own: tests
 """

@@ -61,6 +61,11 @@ class Device(ABC):
         """What it is: chip and driver, with the word "emulated" where it is."""
 
     @property
+    def is_emulated(self) -> bool:
+        """True where no hardware does the work: its times are no hardware's."""
+        return False
+
+    @property
     @abstractmethod
     def lanes(self) -> tuple[str, ...]:
         """Names of the compute lanes, each served by one worker."""

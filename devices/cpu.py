@@ -18,11 +18,13 @@ from threadpoolctl import threadpool_limits
 
 from aieflow.devices.base import PAGE, Buffer, Device
 from aieflow.ops.cpu.catalogue import KERNELS
+from aieflow.ops.cpu.check import MATMUL_CHECK_KERNEL
 from aieflow.ops.errors import DeviceError
 from aieflow.ops.graph import Node
 from aieflow.ops.kernel import Call, HostKernel
 from aieflow.ops.op import Array
 
+ALL_KERNELS = {**KERNELS, MATMUL_CHECK_KERNEL.op.name: MATMUL_CHECK_KERNEL}
 CGROUP = Path("/sys/fs/cgroup")  # as a process in a container sees its own
 GEMM_SIZE = 1536  # of the matrices that the GEMM rate is measured with
 COPY_NBYTES = 64 << 20  # of the array that a lane's bandwidth is measured with, at most
@@ -68,8 +70,8 @@ class CpuDevice(Device):
 
     @property
     def kernels(self) -> Mapping[str, HostKernel]:
-        """The kernels of `ops.cpu`."""
-        return KERNELS
+        """The kernels of `ops.cpu`, and checks of what other devices compute."""
+        return ALL_KERNELS
 
     def allocate(self, nbytes: int) -> Buffer:
         """Host memory; pages are taken from the system when they are first written."""
@@ -86,7 +88,7 @@ class CpuDevice(Device):
 
     def bind(self, node: Node, call: Call) -> Callable[[], None]:
         """The kernel bound to its operands; calls release the GIL."""
-        return KERNELS[node.op.name].bind(call)
+        return ALL_KERNELS[node.op.name].bind(call)
 
     def close(self) -> None:
         """Give BLAS its threads back."""

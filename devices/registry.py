@@ -2,24 +2,33 @@
 
 `survey` looks without changing anything, below a file system root that tests can choose. It says
 of a device that does not work what is seen of its hardware and drivers, so that a user knows what
-is missing. `open_device` hands out a device that works, or says why it does not.
+is missing. `open_device` hands out a device that works, or says why it does not. Modules that
+import a driver (pyopencl, pyxrt) are imported only when such a device is asked for.
 """
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import llvmlite.binding
+import platformdirs
 import psutil
 import threadpoolctl
 
 from aieflow.devices.base import Device
 from aieflow.devices.cpu import CpuDevice, usable_cores
-from aieflow.ops.errors import InputError
+from aieflow.devices.igpu_survey import survey_igpu
+from aieflow.devices.npu_survey import survey_npu
+from aieflow.devices.surroundings import Finding, Surroundings, gib, read_text
+from aieflow.ops.errors import DeviceError, InputError
+
+if TYPE_CHECKING:
+    from aieflow.devices.opencl_driver import OpenClInfo
 
 DEVICES = ("cpu", "igpu", "npu")
 # What of an instruction set decides how fast the kernels can be.
@@ -30,30 +39,6 @@ NOTED_FEATURES = (
 LANES_PER_CORE = 4  # at most; more than one of them only shares the core
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What is known of one device of this computer."""
-
-    device: str  # `cpu`, `igpu` or `npu`
-    works: bool
-    description: str  # what it is, or why it does not work
-    facts: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """Where a survey looks: a file system, the environment, the Python modules."""
-
-    root: Path
-    environment: Mapping[str, str]
-    is_installed: Callable[[str], bool]  # by name of a module
-    is_accessible: Callable[[Path], bool]  # to this user, for reading and writing
-
-    def path(self, absolute: str) -> Path:
-        """The place of an absolute path below the root."""
-        return self.root / absolute.lstrip("/")
-
-
 def here() -> Surroundings:
     """The computer as this process sees it."""
     return Surroundings(
@@ -61,24 +46,58 @@ def here() -> Surroundings:
         os.environ,
         is_installed=lambda module: find_spec(module) is not None,
         is_accessible=lambda file: os.access(file, os.R_OK | os.W_OK),
+        opencl=_opencl_devices,
+        python=sys.version_info[:2],
+        locked_nbytes=_locked_nbytes(),
     )
 
 
-def survey(surroundings: Surroundings | None = None) -> tuple[Finding, ...]:
-    """One finding for each device, in the order of `DEVICES`; raises nothing for what is absent."""
+def cache_folder() -> Path:
+    """Where compiled OpenCL kernels are kept: a folder of the user's, which need not exist yet."""
+    return platformdirs.user_cache_path("aieflow", appauthor=False) / "opencl"
+
+
+def survey(
+    surroundings: Surroundings | None = None, names: Iterable[str] = DEVICES
+) -> tuple[Finding, ...]:
+    """One finding for each device of `names`; raises nothing for what is absent.
+
+    Only that of the iGPU imports pyopencl.
+    """
     around = surroundings or here()
-    return _cpu(around), _igpu(around), _npu(around)
+    surveys = {"cpu": _survey_cpu, "igpu": survey_igpu, "npu": survey_npu}
+    return tuple(surveys[name](around) for name in names)
 
 
-def open_device(name: str, lanes: int | None = None) -> Device:
-    """The device called `name`, with so many compute lanes (default: one for each usable core).
+def open_device(
+    name: str,
+    lanes: int | None = None,
+    *,
+    cache: Path | None = None,
+    xclbin: Path | None = None,
+) -> Device:
+    """The device called `name`.
 
-    Raises InputError for a device that does not exist or does not work, and for lanes out of range.
+    `lanes` are the CPU's compute lanes (default: one for each usable core), `cache` is a folder
+    for the iGPU's compiled kernels (None: none are kept; see `cache_folder`), `xclbin` the NPU's
+    design. `igpu` may be a CPU under OpenCL where there is no GPU: its identity says so.
+
+    Raises InputError for a device that does not exist or does not open, with the driver's words,
+    for lanes out of range, and for an NPU without a design.
     """
     if name not in DEVICES:
         raise InputError(f"no device is called {name!r}: there are {', '.join(DEVICES)}")
-    if name != "cpu":
-        raise InputError(f"{name} does not work: {_no_device(name)}: use cpu")
+    try:
+        if name == "igpu":
+            return _open_igpu(cache)
+        if name == "npu":
+            return _open_npu(xclbin)
+    except DeviceError as error:
+        words = str(error).removeprefix(f"{name}: ")
+        raise InputError(
+            f"{name} does not open: {words}; `aieflow devices` shows what is there and what is "
+            "missing"
+        ) from error
     most = LANES_PER_CORE * usable_cores()
     if lanes is not None and not 1 <= lanes <= most:
         raise InputError(
@@ -88,26 +107,68 @@ def open_device(name: str, lanes: int | None = None) -> Device:
     return CpuDevice(lanes)
 
 
-def _no_device(name: str) -> str:
-    kind = {"igpu": "OpenCL", "npu": "NPU"}[name]
-    return f"aieflow {version('aieflow')} has no {kind} device yet"
+def _open_igpu(cache: Path | None) -> Device:
+    from aieflow.devices.opencl import open_opencl_device
+
+    return open_opencl_device(with_cpu=True, cache=cache)
 
 
-def _cpu(around: Surroundings) -> Finding:
+def _open_npu(xclbin: Path | None) -> Device:
+    if xclbin is None:
+        raise InputError(
+            "npu: needs a design: `--xclbin FILE` names one; `aieflow npu build` of a later "
+            "version will make them"
+        )
+    from aieflow.devices.npu import NpuDevice
+    from aieflow.devices.xclbin import read_design, read_xclbin
+    from aieflow.devices.xrt import load_pyxrt
+
+    design = read_design(read_xclbin(xclbin))
+    return NpuDevice(load_pyxrt(), xclbin, design)
+
+
+def _opencl_devices() -> "tuple[OpenClInfo, ...]":
+    """All OpenCL devices, first the one that `open_device` opens, which is opened once to be sure.
+
+    Raises DeviceError where pyopencl cannot be imported, or the device does not open.
+    """
+    from aieflow.devices.opencl_driver import choose, list_devices
+
+    found = list_devices()
+    if not found:
+        return ()
+    best = choose(found, with_cpu=True)
+    from aieflow.devices.opencl import OpenClDevice
+
+    OpenClDevice(best.device).close()
+    return best, *(each for each in found if each is not best)
+
+
+def _locked_nbytes() -> int | None:
+    """How much memory this process may lock; None: no limit, or none that can be told."""
+    if sys.platform == "win32":
+        return None
+    import resource  # not on Windows
+
+    limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _survey_cpu(around: Surroundings) -> Finding:
     cores = usable_cores()
     memory = psutil.virtual_memory()
     facts = {
         "cores": f"{cores} usable, {psutil.cpu_count() or cores} in the computer",
-        "memory": f"{_gib(memory.total)}, {_gib(memory.available)} free",
+        "memory": f"{gib(memory.total)}, {gib(memory.available)} free",
         "BLAS": describe_blas(threadpoolctl.threadpool_info()),
         "numba": f"{version('numba')} for {llvmlite.binding.get_host_cpu_name()}",
         "instructions": describe_instructions(llvmlite.binding.get_host_cpu_features()),
     }
-    return Finding("cpu", True, _cpu_name(around), facts)
+    return Finding("cpu", True, _cpu_name(around), facts, is_automatic=True)
 
 
 def _cpu_name(around: Surroundings) -> str:
-    for line in _read(around.path("/proc/cpuinfo")).splitlines():
+    for line in read_text(around.path("/proc/cpuinfo")).splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "Hardware", "cpu model") and value.strip():
             return value.strip()
@@ -133,72 +194,3 @@ def describe_blas(libraries: Iterable[Mapping[str, object]]) -> str:
 def describe_instructions(features: Mapping[str, bool]) -> str:
     """Those of a CPU's features that decide how fast the kernels can be."""
     return ", ".join(name for name in NOTED_FEATURES if features.get(name)) or "the plain set"
-
-
-def _igpu(around: Surroundings) -> Finding:
-    nodes = sorted(around.path("/dev/dri").glob("renderD*"))
-    folder = _vendors_folder(around)
-    drivers = [f"{icd.stem} ({_read(icd).strip()})" for icd in sorted(folder.glob("*.icd"))]
-    facts = {
-        "hardware": _accessible(nodes, around, "/sys/class/drm", "render")
-        or "no render node in /dev/dri",
-        "OpenCL drivers": ", ".join(drivers) or f"none in {_shown(folder, around)}",
-        "pyopencl": _installed(around, "pyopencl"),
-    }
-    return Finding("igpu", False, _no_device("igpu"), facts)
-
-
-def _vendors_folder(around: Surroundings) -> Path:
-    """Where the OpenCL loader looks for drivers: two loaders, two variables, one default."""
-    for variable in ("OCL_ICD_VENDORS", "OPENCL_VENDOR_PATH"):
-        value = around.environment.get(variable)
-        if value:
-            return around.path(value)
-    return around.path("/etc/OpenCL/vendors")
-
-
-def _npu(around: Surroundings) -> Finding:
-    nodes = sorted(around.path("/dev/accel").glob("accel*"))
-    is_loaded = around.path("/sys/module/amdxdna").is_dir()
-    xrt = around.path(around.environment.get("XILINX_XRT") or "/opt/xilinx/xrt")
-    facts = {
-        "hardware": _accessible(nodes, around, "/sys/class/accel", "render")
-        or "no device node in /dev/accel",
-        "driver": "amdxdna is loaded" if is_loaded else "amdxdna is not loaded",
-        "XRT": f"in {_shown(xrt, around)}" if xrt.is_dir() else f"not in {_shown(xrt, around)}",
-        "pyxrt": _installed(around, "pyxrt"),
-    }
-    return Finding("npu", False, _no_device("npu"), facts)
-
-
-def _accessible(nodes: Iterable[Path], around: Surroundings, classes: str, group: str) -> str:
-    """Each device node with its driver, and what hinders this user."""
-    seen = []
-    for node in nodes:
-        link = around.path(f"{classes}/{node.name}/device/driver")
-        driver = f" ({link.readlink().name})" if link.is_symlink() else ""
-        hint = ""
-        if not around.is_accessible(node):
-            hint = f", not accessible to you: join the group {group}"
-        seen.append(f"{_shown(node, around)}{driver}{hint}")
-    return "; ".join(seen)
-
-
-def _installed(around: Surroundings, module: str) -> str:
-    return "installed" if around.is_installed(module) else "not installed"
-
-
-def _shown(path: Path, around: Surroundings) -> str:
-    return f"/{path.relative_to(around.root).as_posix()}"
-
-
-def _read(file: Path) -> str:
-    """The text of a small file; nothing where there is none."""
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _gib(nbytes: int) -> str:
-    return f"{nbytes / 2**30:.1f} GiB"

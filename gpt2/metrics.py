@@ -1,8 +1,11 @@
 """What a run measured: `metrics.jsonl`, one JSON object a line, only ever appended to.
 
 Every line carries `training_step`, the number of training steps completed. A line of a training
-step adds `loss`, `lr`, `grad_norm`, `seconds` and `tokens_per_s`; a line of an evaluation adds
-`validation_loss`. A line is handed to the kernel whole, so `kill -9` tears at most the last.
+step adds `loss`, `lr`, `grad_norm`, `seconds` and `tokens_per_s` (and `emulated`, with the names of
+devices that are, whose times are no hardware's); a line of an evaluation adds
+`validation_loss`; a line with `excluded_device` and `reason` says which device a run went on
+without, from that training step on. A line is handed to the kernel whole, so `kill -9` tears at
+most the last.
 
 A resumed run repeats the training steps after its checkpoint: their lines are dropped first, and
 the file ends up as if the run had never stopped.
@@ -27,7 +30,7 @@ class MetricsLog:
         self._path = path
         self._file = path.open("ab", buffering=0)
 
-    def append(self, line: Mapping[str, int | float | None]) -> None:
+    def append(self, line: Mapping[str, int | float | str | None]) -> None:
         """Add one line; a float that is not finite becomes null, since JSON has no word for it.
 
         Raises InputError where the disk is full.

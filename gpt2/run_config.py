@@ -18,10 +18,11 @@ from aieflow.gpt2.config import ModelConfig
 from aieflow.ops.errors import InputError
 
 FORMAT_KEY = "aieflow_run"  # marks a run's config.json, and says which form it has
-FORMAT = 1
+FORMAT = 2
 
 LR_SCHEDULES = ("constant", "cosine")
 SAMPLINGS = ("random", "sequential")
+ON_DEVICE_FAILURE = ("stop", "exclude")
 
 Settings = TypeVar("Settings", ModelConfig, "RunConfig")
 
@@ -55,11 +56,23 @@ class RunConfig:
     data: str | None = None  # absolute path; None = the built-in text
     init: str | None = None  # what --init said; None = from scratch
     check_finite: bool = False
-    lanes: int | None = None  # compute lanes; None = one for each core
+    lanes: int | None = None  # CPU compute lanes; None = one for each core
+    shards: int = 1  # parts of a batch that are lowered separately
+    devices: str | None = None  # names, or auto; None = cpu, or those of the machine
+    machine: str | None = None  # a described machine; None = this computer
+    policy: str | None = None  # where nodes run; None = as the devices suggest
+    place: str | None = None  # ops placed by hand, such as matmul=npu,layernorm=igpu
+    slots: int = 2  # buffers for each streamed operand of a device's own memory
+    on_device_failure: Literal["stop", "exclude"] = "stop"
+    check_devices: bool = False  # hold products of other devices against the CPU's
+    xclbin: str | None = None  # the NPU's design
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "batch_size", "steps", "grad_accumulation", "eval_batches"):
+        counts = ("seq_len", "batch_size", "steps", "grad_accumulation", "eval_batches")
+        for name in (*counts, "shards", "slots"):
             self._require(name, getattr(self, name) >= 1, "must be at least 1")
+        whole = self.batch_size % self.shards == 0
+        self._require("shards", whole, f"--batch-size {self.batch_size} does not divide by it")
         for name in ("warmup", "eval_every", "checkpoint_every"):
             self._require(name, getattr(self, name) >= 0, "must be 0 or more")
         longest = self.model.seq_len
@@ -72,7 +85,12 @@ class RunConfig:
             self._require(name, 0 <= getattr(self, name) < 1, "must lie in [0, 1)")
         self._require("min_lr_fraction", 0 <= self.min_lr_fraction <= 1, "must lie in [0, 1]")
         self._require("seed", 0 <= self.seed < 2**63, "must lie in [0, 2^63)")
-        for name, choices in (("lr_schedule", LR_SCHEDULES), ("sampling", SAMPLINGS)):
+        choosable = {
+            "lr_schedule": LR_SCHEDULES,
+            "sampling": SAMPLINGS,
+            "on_device_failure": ON_DEVICE_FAILURE,
+        }
+        for name, choices in choosable.items():
             known = getattr(self, name) in choices
             self._require(name, known, f"must be {' or '.join(choices)}")
 

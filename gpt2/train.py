@@ -24,8 +24,8 @@ from aieflow.gpt2.pretrained import load_parameters
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.run_folder import RunFolder
 from aieflow.gpt2.sampler import RandomSampler, Sampler, SequentialSampler, validation_batches
-from aieflow.gpt2.trainer import StepRecord, Trainer
-from aieflow.ops.errors import InputError, TrainingError
+from aieflow.gpt2.trainer import Exclusion, StepRecord, Trainer
+from aieflow.ops.errors import DeviceError, InputError, TrainingError
 from aieflow.runtime.export import json_text
 from aieflow.runtime.plan import Plan
 
@@ -41,6 +41,9 @@ class Watcher(Protocol):
 
     def on_checkpoint(self, path: Path) -> None:
         """A checkpoint is whole."""
+
+    def on_exclusion(self, exclusion: Exclusion) -> None:
+        """A device has failed, and the run goes on without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,20 @@ class _Loop:
     metrics: MetricsLog
     saved: int | None = None  # the training step of the newest checkpoint made here
     evaluated: int | None = None
+    told: int = 0  # exclusions
+
+    def tell_exclusions(self) -> None:
+        """Enter devices that the run has lost since the last call."""
+        for exclusion in self.trainer.exclusions[self.told :]:
+            self.told += 1
+            self.metrics.append(
+                {
+                    "training_step": exclusion.training_step,
+                    "excluded_device": exclusion.device,
+                    "reason": exclusion.reason,
+                }
+            )
+            self.watcher.on_exclusion(exclusion)
 
     def evaluate(self) -> None:
         config, data = self.run.config, self.data
@@ -107,6 +124,7 @@ class _Loop:
             data.validation, config.batch_size, config.seq_len, config.eval_batches
         )
         loss = self.trainer.evaluate(batches)
+        self.tell_exclusions()
         best = self.state.best_validation_loss
         self.state = replace(
             self.state,
@@ -135,22 +153,24 @@ class _Loop:
     def step(self, sampler: Sampler, traced: bool) -> StepRecord:
         config = self.run.config
         record = self.trainer.step(self.state.training_step, sampler, traced)
+        self.tell_exclusions()
         tokens = config.batch_size * config.grad_accumulation * config.seq_len
         self.state = replace(
             self.state,
             training_step=record.training_step,
             tokens_seen=self.state.tokens_seen + tokens,
         )
-        self.metrics.append(
-            {
-                "training_step": record.training_step,
-                "loss": record.loss,
-                "lr": record.lr,
-                "grad_norm": record.grad_norm,
-                "seconds": record.seconds,
-                "tokens_per_s": record.tokens_per_s,
-            }
-        )
+        line: dict[str, int | float | str | None] = {
+            "training_step": record.training_step,
+            "loss": record.loss,
+            "lr": record.lr,
+            "grad_norm": record.grad_norm,
+            "seconds": record.seconds,
+            "tokens_per_s": record.tokens_per_s,
+        }
+        if self.trainer.machine.emulated:  # then seconds are the emulation's
+            line["emulated"] = ", ".join(self.trainer.machine.emulated)
+        self.metrics.append(line)
         self.watcher.on_training_step(record)
         return record
 
@@ -171,11 +191,13 @@ def train(
 
     Ends with an evaluation and a checkpoint; when stopped early, with a checkpoint. Raises
     TrainingError that names the last checkpoint when a loss, the gradients' norm or a parameter to
-    be saved is not finite, InputError when a disk is full: what was saved before stays whole.
+    be saved is not finite, InputError when a disk is full: what was saved before stays whole. When
+    a device fails and is not to be excluded, saves a checkpoint of the training steps completed and
+    raises DeviceError that names it.
     """
     config = run.config
     sampler = make_sampler(config, data)
-    _write_plan(run, trainer.plan)
+    _write_plan(run, trainer.plan)  # of all devices; the metrics say which were lost
     last: StepRecord | None = None
     with open_metrics(run, state.training_step) as metrics:
         saved = state.training_step if run.latest is not None else None
@@ -194,6 +216,15 @@ def train(
                 if not is_complete and should_stop():
                     loop.save()
                     return Outcome(loop.state, last, is_complete=False)
+            except DeviceError as error:
+                if error.device not in trainer.machine.expendable:
+                    raise
+                loop.save()
+                raise DeviceError(
+                    f"{error}; the run is saved: go on with --resume {run.path}, or without the "
+                    f"device by adding --on-device-failure exclude",
+                    error.device,
+                ) from error
             except TrainingError as error:
                 kept = run.latest
                 where = f"the last checkpoint is {kept}" if kept else "there is no checkpoint yet"

@@ -5,8 +5,10 @@ run at the same time. Where a run is kept and how often what happens is `gpt2.tr
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,11 +17,13 @@ from aieflow.gpt2.lower import Optimizer, evaluation, training_step
 from aieflow.gpt2.params import initial_parameters, parameter_specs
 from aieflow.gpt2.run_config import RunConfig, learning_rate
 from aieflow.gpt2.sampler import Sampler
-from aieflow.ops.errors import InputError, PlanError, TrainingError
+from aieflow.ops.errors import DeviceError, InputError, PlanError, TrainingError
 from aieflow.ops.graph import Graph
 from aieflow.ops.op import Array
+from aieflow.runtime.executor import Executor
 from aieflow.runtime.machine import Machine
 from aieflow.runtime.plan import Plan, Step
+from aieflow.runtime.states import States
 from aieflow.runtime.trace import Trace
 
 WORTH_RECOMPUTING_NBYTES = 64 << 20  # less is not worth up to 1 % of a small model's time
@@ -48,7 +52,7 @@ def training_graph(config: RunConfig) -> Graph:
         config.model,
         config.batch_size * config.grad_accumulation,
         config.seq_len,
-        shards=config.grad_accumulation,
+        shards=config.grad_accumulation * config.shards,
         optimizer=Optimizer(config.beta1, config.beta2, config.weight_decay, config.grad_clip),
         dropout=config.dropout,
         recompute=_recomputed_nbytes(config) >= WORTH_RECOMPUTING_NBYTES,
@@ -58,7 +62,7 @@ def training_graph(config: RunConfig) -> Graph:
 
 def _head_slices(config: RunConfig) -> int:
     """The fewest slices of the batch whose logits stay below the limit, if any do."""
-    B = config.batch_size
+    B = config.batch_size // config.shards
     nbytes = 4 * B * config.seq_len * config.model.vocab_size
     divisors = [slices for slices in range(1, B + 1) if B % slices == 0]
     return next((each for each in divisors if nbytes <= each * LARGEST_LOGITS_NBYTES), B)
@@ -70,15 +74,50 @@ def _recomputed_nbytes(config: RunConfig) -> int:
     return 4 * config.batch_size * config.seq_len * model.layers * 6 * model.channels
 
 
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """A device that a run goes on without; `training_step` is the one that was repeated."""
+
+    training_step: int
+    device: str
+    reason: str
+
+
+T = TypeVar("T")
+
+
 class Trainer:
     """Holds parameters and moments, and does training steps and evaluations.
 
-    Raises InputError when the plan needs more memory than the machine has free.
+    Raises InputError when the plan needs more memory than the machine has free. A device that fails
+    is left out from then on where the machine says so, and what it was doing is repeated without
+    it; otherwise DeviceError is raised, with the states as they were before the run.
     """
 
     def __init__(self, config: RunConfig, machine: Machine) -> None:
         self.config = config
+        self.machine = machine
+        self.exclusions: list[Exclusion] = []
+        self._done = 0  # training steps completed, as far as `step` was told
+        self._states: States | None = None
+        self._opened: list[Executor] = []
         _require_least(config, machine)
+        shape = (config.batch_size, config.seq_len)
+        self._batches = [
+            (np.zeros(shape, np.int32), np.zeros(shape, np.int32))
+            for _ in range(config.grad_accumulation)
+        ]
+        while True:
+            try:
+                self._open()
+            except DeviceError as error:
+                self._exclude(error)
+            else:
+                return
+
+    def _open(self) -> None:
+        """Plan for the machine as it is now, and bind the plans to memory."""
+        config, machine = self.config, self.machine
         whole = not config.check_finite
         self.plan = machine.plan(training_graph(config), divided=whole)
         graph = evaluation(config.model, config.batch_size, config.seq_len)
@@ -91,30 +130,66 @@ class Trainer:
             + evaluation_plan.memory.accounts["feeds"]
             + sum(evaluation_plan.workspace.values())
         )
-        _require_memory(self.planned_nbytes, machine, self.plan)
-        self._states = machine.allocate_states(self.plan.graph)
+        if self._states is None:
+            _require_memory(self.planned_nbytes, machine, self.plan)
+            parameters = [value for value in self.plan.graph.states if value.role != "cache"]
+            self._states = machine.allocate_states(self.plan.graph, parameters)
         arena = machine.allocate(arena_nbytes)
         observer = None if whole else _require_finite
-        self._executor = machine.open(self.plan, self._states, arena, observer)
-        self._evaluator = machine.open(evaluation_plan, self._states, arena)
-        shape = (config.batch_size, config.seq_len)
-        self._batches = [
-            (np.zeros(shape, np.int32), np.zeros(shape, np.int32))
-            for _ in range(config.grad_accumulation)
-        ]
+        for plan, seen_by in ((self.plan, observer), (evaluation_plan, None)):
+            self._opened.append(machine.open(plan, self._states, arena, seen_by))
+
+    @property
+    def _executor(self) -> Executor:
+        return self._opened[0]
+
+    @property
+    def _evaluator(self) -> Executor:
+        return self._opened[1]
+
+    @property
+    def states(self) -> States:
+        """The memory of parameters and moments."""
+        assert self._states is not None
+        return self._states
+
+    def _exclude(self, error: DeviceError) -> None:
+        """Go on without the device that failed, from the same state; raises `error` if not asked.
+
+        Its lanes are idle and the states are those before the run.
+        """
+        machine, device = self.machine, error.device
+        if not machine.excludes_failed or device not in machine.expendable:
+            raise error
+        while self._opened:
+            self._opened.pop().close()
+        if self._states is not None:
+            self._states.drop_derived()
+        self.machine = machine.without(device)
+        self.exclusions.append(Exclusion(self._done + 1, device, str(error)))
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        """What `call` gives, with as many devices as it takes."""
+        while True:
+            try:
+                if not self._opened:
+                    self._open()
+                return call()
+            except DeviceError as error:
+                self._exclude(error)
 
     @property
     def parameters(self) -> Mapping[str, Array]:
         """The parameters by name, float32: the memory itself, which the caller may write."""
-        self._states.touch()
-        return {name: self._states[name] for name in parameter_specs(self.config.model)}
+        self.states.touch()
+        return {name: self.states[name] for name in parameter_specs(self.config.model)}
 
     @property
     def moments(self) -> Moments:
         """AdamW's moments by parameter name, float32: the memory itself, which he may write."""
-        self._states.touch()
+        self.states.touch()
         names = parameter_specs(self.config.model)
-        first, second = ({name: self._states[f"{k}:{name}"] for name in names} for k in "mv")
+        first, second = ({name: self.states[f"{k}:{name}"] for name in names} for k in "mv")
         return Moments(first, second)
 
     def initialise(self) -> None:
@@ -128,15 +203,15 @@ class Trainer:
         To be called before the parameters are filled.
         """
         self._clear()
-        self._executor.run(self._feeds(0, 0.0))
+        self._insist(lambda: self._executor.run(self._feeds(0, 0.0)))
         tokens, targets = self._batches[0]
-        self._evaluator.run({"tokens": tokens, "targets": targets})
+        self._insist(lambda: self._evaluator.run({"tokens": tokens, "targets": targets}))
         self._clear()
 
     def _clear(self) -> None:
-        for array in self._states.values():
+        for array in self.states.values():
             array[...] = 0
-        self._states.touch()
+        self.states.touch()
 
     def step(self, index: int, sampler: Sampler, traced: bool = False) -> StepRecord:
         """Do training step `index`, counted from 0.
@@ -145,13 +220,14 @@ class Trainer:
         `check_finite` at the first node that gives such a value.
         """
         config = self.config
+        self._done = index
         begin = time.perf_counter()
         for number, (tokens, targets) in enumerate(self._batches):
             sampler.fill(index, number, tokens, targets)
         lr = learning_rate(config, index)
         feeds = self._feeds(index, lr)
         try:
-            trace = self._executor.run(feeds, traced)
+            trace = self._insist(lambda: self._executor.run(feeds, traced))
         except TrainingError as error:
             raise TrainingError(f"training step {index + 1}: {error}") from None
         loss = float(self._executor.array("loss")[0])
@@ -180,7 +256,8 @@ class Trainer:
         """
         losses = []
         for tokens, targets in batches:
-            self._evaluator.run({"tokens": tokens, "targets": targets})
+            feeds = {"tokens": tokens, "targets": targets}
+            self._insist(partial(self._evaluator_run, feeds))
             losses.append(float(self._evaluator.array("loss")[0]))
         loss = float(np.mean(losses))
         if not np.isfinite(loss):
@@ -195,8 +272,11 @@ class Trainer:
 
     def close(self) -> None:
         """End the lanes' workers."""
-        self._executor.close()
-        self._evaluator.close()
+        for executor in self._opened:
+            executor.close()
+
+    def _evaluator_run(self, feeds: Mapping[str, Array]) -> None:
+        self._evaluator.run(feeds)
 
     def _feeds(self, index: int, lr: float) -> dict[str, Array]:
         config = self.config
@@ -206,8 +286,14 @@ class Trainer:
         if config.dropout:
             sequence = np.random.SeedSequence((config.seed, index))
             feeds["key"] = sequence.generate_state(1, np.uint64)
-        for number, (tokens, targets) in enumerate(self._batches):
-            prefix = f"shard.{number}." if len(self._batches) > 1 else ""
+        shards = [
+            (tokens[first : first + rows], targets[first : first + rows])
+            for rows in (config.batch_size // config.shards,)
+            for tokens, targets in self._batches
+            for first in range(0, config.batch_size, rows)
+        ]
+        for number, (tokens, targets) in enumerate(shards):
+            prefix = f"shard.{number}." if len(shards) > 1 else ""
             feeds[f"{prefix}tokens"], feeds[f"{prefix}targets"] = tokens, targets
         return feeds
 

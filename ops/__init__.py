@@ -5,5 +5,6 @@
 - `interpret` runs a graph by the ops' reference kernels
 - the families, forward beside backward: `matmul`, `norm`, `attention`, `pointwise`, `embedding`,
   `loss`, `optim`, `batch`; `random` the bits of dropout; `catalogue` all ops by name
-- `kernel` what a kernel of a device must say of itself; `cpu/` the CPU's kernels
+- `check` holds another device's product against the host's
+- `kernel` what a kernel of a device must say of itself; `cpu/`, `opencl/`, `npu/` the kernels
 """

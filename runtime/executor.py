@@ -14,6 +14,7 @@ from time import perf_counter_ns
 import numpy as np
 
 from aieflow.devices.base import Device
+from aieflow.ops.check import MATMUL_CHECK
 from aieflow.ops.errors import AieflowError, DeviceError, PlanError
 from aieflow.ops.graph import Value
 from aieflow.ops.kernel import Call, HostKernel
@@ -100,19 +101,29 @@ class Executor:
             self._undo()
             raise
         end = perf_counter_ns()
-        errors = [worker.error for worker in self._workers if worker.error is not None]
-        if errors:
+        error = self._first_error()
+        if error is not None:
             self._undo()
-            raise self._named(min(errors, key=lambda error: error[0]))
+            try:
+                raise error
+            finally:
+                del error  # no cycle through this frame may keep buffers alive
         self.states.set_valid(self.plan.exit)
         self._is_clean = True
         return self._trace(begin, end) if traced else None
 
     def close(self) -> None:
-        """End the workers and give back what was allocated here; idempotent."""
+        """End the workers and give back what was allocated here; idempotent.
+
+        Values in host memory can still be read.
+        """
         self._is_closed = True
         for worker in self._workers:
             worker.close()
+        self._workers, self._entries = [], {}
+        for value in self.plan.graph.values:  # their buffers are the device's to give back
+            if self.plan.memory.slots[value].space in self.plan.memory.separate:
+                self._arrays.pop(value.name, None)
         while self._owned:
             release_host(self._devices, self._owned.pop())
 
@@ -290,11 +301,20 @@ class Executor:
         for lock in self._locks:
             lock.acquire(blocking=False)
 
+    def _first_error(self) -> AieflowError | None:
+        """The error of the first step that failed; the workers forget theirs."""
+        errors = [worker.error for worker in self._workers if worker.error is not None]
+        for worker in self._workers:
+            worker.error = None
+        return self._named(min(errors, key=lambda error: error[0])) if errors else None
+
     def _named(self, error: tuple[int, BaseException]) -> AieflowError:
         index, cause = error
         step = self.plan.steps[index]
         device = device_of(step.lane)
         if isinstance(cause, DeviceError):
+            if step.kind == "node" and self.plan.node_of(step).op is MATMUL_CHECK:
+                device = self.plan.home_of(self.plan.node_of(step).inputs[-1])
             cause.device = cause.device or device
         if isinstance(cause, AieflowError):
             return cause

@@ -32,9 +32,19 @@ class Machine:
         return ", ".join(device.name for device in self.devices)
 
     @property
+    def emulated(self) -> tuple[str, ...]:
+        """The names of the devices that are emulated."""
+        return tuple(device.name for device in self.devices if device.is_emulated)
+
+    @property
     def is_plain(self) -> bool:
         """True where one device does everything in memory of the host's own."""
         return len(self.devices) == 1 and self.devices[0].copy_lanes is None
+
+    @property
+    def expendable(self) -> frozenset[str]:
+        """The devices that a run can go on without: all but the host's own."""
+        return frozenset(device.name for device in self.devices[1:])
 
     def plan(self, graph: Graph, divided: bool = True) -> Plan:
         """The plan of `graph`; raises PlanError for an op without a kernel.
@@ -44,13 +54,14 @@ class Machine:
         return place_on(graph, self._by_name(), self.placement, divided)
 
     def without(self, name: str) -> "Machine":
-        """The machine less one device, with a policy for those that are left.
+        """The machine less one of its expendable devices, with a policy for those that are left.
 
-        Raises PlanError where none would be left.
+        The device is closed.
         """
         left = tuple(device for device in self.devices if device.name != name)
-        if not left:
-            raise PlanError(f"{name} is the only device: there is none to go on with")
+        for device in self.devices:
+            if device.name == name:
+                device.close()
         placement = self.placement
         places = {op: device for op, device in placement.places.items() if device != name}
         policy = default_policy(tuple(device.name for device in left))
@@ -111,4 +122,5 @@ class Machine:
 
 
 def _gib(nbytes: int) -> str:
-    return f"{nbytes / 2**30:.2f} GiB"
+    """In GiB; what is small in MiB."""
+    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 // 10 else f"{nbytes / 2**20:.2f} MiB"

@@ -4,8 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aieflow.devices.base import Device
-from aieflow.ops.graph import Graph
+from aieflow.ops.check import MATMUL_CHECK
+from aieflow.ops.graph import Graph, Node, Value
 from aieflow.ops.kernel import Kernels
+from aieflow.ops.matmul import MATMUL
+from aieflow.ops.spec import Spec
 from aieflow.profiles.cost import TYPICAL_CORE
 from aieflow.runtime.expansion import expand
 from aieflow.runtime.plan import Plan, compile_plan
@@ -21,6 +24,7 @@ class Placement:
     policy: str = "cpu"
     places: Mapping[str, str] = field(default_factory=dict)  # op -> device
     slots: int = 2
+    checks: bool = False  # hold products of other devices against the host's
 
 
 def place(graph: Graph, device: Device, divided: bool = True) -> Plan:
@@ -47,6 +51,8 @@ def place_on(
     kernels: Kernels = {name: device.kernels for name, device in devices.items()}
     if by_node is None:
         by_node = homes(graph, kernels, placement.policy, placement.places)
+    if placement.checks:
+        graph, by_node = _checked(graph, by_node, next(iter(devices)))
     expansion = expand(graph, by_node, kernels)
     reach = reaches(devices)
     used = [name for name in devices if name in set(expansion.homes)]
@@ -63,3 +69,21 @@ def place_on(
         slots=placement.slots,
         saves=any(reach[name].copy_lanes is not None for name in used),
     )
+
+
+def _checked(graph: Graph, by_node: Sequence[str], host: str) -> tuple[Graph, list[str]]:
+    """The graph with a check on the host after each matrix product of another device."""
+    nodes: list[Node] = []
+    places: list[str] = []
+    for node, home in zip(graph.nodes, by_node, strict=True):
+        nodes.append(node)
+        places.append(home)
+        if node.op is MATMUL and home != host:
+            name = f"{node.name}:check"
+            deviation = Value(name, Spec((1,)))
+            operands = (*node.inputs, *node.outputs)
+            nodes.append(Node(name, MATMUL_CHECK, operands, (deviation,), node.attrs))
+            places.append(host)
+    checked = Graph(graph.name, graph.feeds, graph.states, tuple(nodes), graph.results)
+    checked.check()
+    return checked, places

@@ -82,6 +82,10 @@ class Plan:
         """The node that a step does a part of, or is done for."""
         return self.graph.nodes[step.node]
 
+    def home_of(self, value: Value) -> str:
+        """The device that computes a value of a node."""
+        return device_of(self.schedule.placements[self.graph.producer[value]][0])
+
     def name_of(self, step: Step) -> str:
         """What a step is called: by its node, or by the value that it moves."""
         return self.node_of(step).name if step.kind == "node" else f"{step.kind} {step.value}"

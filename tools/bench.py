@@ -21,6 +21,7 @@ from aieflow.tools.bench_gemm import gemm_table, measure_gemm
 from aieflow.tools.bench_memory import measure_memory, memory_table
 from aieflow.tools.bench_ops import measure_ops, ops_table
 from aieflow.tools.bench_overhead import measure_overhead, overhead_table
+from aieflow.tools.bench_overlap import measure_overlap, overlap_table
 from aieflow.tools.bench_scaling import measure_scaling, scaling_table
 from aieflow.tools.bench_train import measure_training, training_table
 from aieflow.tools.console import ERR, OUT
@@ -82,6 +83,13 @@ def _scaling(asked: Asked) -> Report:
     return [asdict(row) for row in rows], scaling_table(rows)
 
 
+def _overlap(asked: Asked) -> Report:
+    rows = [
+        row for case in asked.cases for row in measure_overlap(asked.device, *case, asked.rounds)
+    ]
+    return [asdict(row) for row in rows], overlap_table(rows)
+
+
 def _overhead(asked: Asked) -> Report:
     rows = measure_overhead(asked.device, asked.rounds)
     return [asdict(row) for row in rows], overhead_table(rows)
@@ -95,6 +103,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "gemm": Benchmark(_gemm, (("124M", 1, 256), ("124M", 4, 256))),
     "ops": Benchmark(_ops, (("124M", 4, 256),), has_peer=True),
     "overhead": Benchmark(_overhead, ()),
+    "overlap": Benchmark(_overlap, (("124M", 4, 256), ("124M", 4, 64))),
 }
 
 
@@ -128,7 +137,7 @@ def bench(
         names = [each for each, known in BENCHMARKS.items() if known.has_peer]
         raise InputError(f"--peer {peer}: goes with bench {' and bench '.join(names)}")
     python = (peer_python or Path(sys.executable)) if peer is not None else None
-    cpu = survey()[0]
+    (cpu,) = survey(names=("cpu",))
     with closing(CpuDevice(lanes)) as device:
         threads = len(device.lanes)
         cases = _cases(name, preset, batch_size, seq_len)

@@ -10,14 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from aieflow.devices.cpu import GEMM_SIZE, CpuDevice, Rates, measure_rates
-from aieflow.devices.registry import Finding, survey
+from aieflow.devices.registry import cache_folder, open_device, survey
+from aieflow.devices.surroundings import Finding
+from aieflow.ops.errors import AieflowError
 from aieflow.tools.console import ERR, OUT
+from aieflow.tools.device_rates import measure_device_rates
+
+NO_DESIGN = "what an NPU computes depends on its design (xclbin), and none is opened here"
+Measured = dict[str, Rates | str]  # by device; a text says why there are no rates
 
 
 def devices(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     measure: Annotated[
-        bool, typer.Option(help="Measure the CPU's GEMM rate and memory bandwidth.")
+        bool, typer.Option(help="Measure each device's GEMM rate and memory bandwidth.")
     ] = True,
 ) -> None:
     """Show the devices of this computer: which work, how fast, and why the others do not.
@@ -25,30 +31,50 @@ def devices(
     Example: aieflow devices --no-measure
     """
     findings = survey()
-    rates: dict[str, Rates] = {}
-    if measure:
-        with ERR.status("measuring the cpu"), closing(CpuDevice()) as device:
-            rates[device.name] = measure_rates(device)
+    measured: Measured = {}
+    for finding in findings:
+        if measure and finding.works:
+            with ERR.status(f"measuring the {finding.device}"):
+                measured[finding.device] = _measure(finding.device)
     if as_json:
-        OUT.out(json.dumps(_document(findings, rates), indent=2), highlight=False)
+        OUT.out(json.dumps(_document(findings, measured), indent=2), highlight=False)
     else:
-        OUT.print(_table(findings, rates), soft_wrap=False)
+        OUT.print(_table(findings, measured), soft_wrap=False)
 
 
-def _document(findings: tuple[Finding, ...], rates: dict[str, Rates]) -> dict[str, object]:
-    """Rates are in FLOP/s and bytes/s, over all lanes together; `measured` is null without them."""
-    return {
-        "devices": [
+def _measure(name: str) -> Rates | str:
+    """The rates of a device that works, or why there are none."""
+    if name == "cpu":
+        with closing(CpuDevice()) as cpu:
+            return measure_rates(cpu)
+    if name == "npu":
+        return NO_DESIGN
+    try:
+        with closing(open_device(name, cache=cache_folder())) as device:
+            return measure_device_rates(device)
+    except AieflowError as error:  # the other devices are still worth showing
+        return str(error)
+
+
+def _document(findings: tuple[Finding, ...], measured: Measured) -> dict[str, object]:
+    """Rates are in FLOP/s and bytes/s, over all lanes together; `measured` is null without them.
+
+    `not_measured` then says why; null where nothing was to be measured.
+    """
+    documents = []
+    for finding in findings:
+        rates = measured.get(finding.device)
+        documents.append(
             {
                 **asdict(finding),
-                "measured": asdict(rates[finding.device]) if finding.device in rates else None,
+                "measured": asdict(rates) if isinstance(rates, Rates) else None,
+                "not_measured": rates if isinstance(rates, str) else None,
             }
-            for finding in findings
-        ]
-    }
+        )
+    return {"devices": documents}
 
 
-def _table(findings: tuple[Finding, ...], rates: dict[str, Rates]) -> Table:
+def _table(findings: tuple[Finding, ...], measured: Measured) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in ("device", "works", ""):
         table.add_column(heading, no_wrap=True)
@@ -59,18 +85,22 @@ def _table(findings: tuple[Finding, ...], rates: dict[str, Rates]) -> Table:
         works = Text("yes", "green") if finding.works else Text("no", "yellow")
         kind = "model" if finding.works else "reason"
         table.add_row(Text(finding.device, "bold"), works, kind, Text(finding.description))
+        rates = measured.get(finding.device)
         facts = dict(finding.facts)
-        if finding.device in rates:
-            facts |= _measured(rates[finding.device])
+        if isinstance(rates, Rates):
+            facts |= _describe(finding.device, rates)
+        elif rates is not None:
+            facts["not measured"] = rates
         for name, fact in facts.items():
             table.add_row("", "", name, Text(fact))
     return table
 
 
-def _measured(rates: Rates) -> dict[str, str]:
+def _describe(device: str, rates: Rates) -> dict[str, str]:
     on = f"measured on {rates.lanes} compute lane{'s' if rates.lanes > 1 else ''}"
+    each, work = (" on each", "copy") if device == "cpu" else ("", "sum of two arrays")
     return {
         "GEMM": f"{rates.gemm_flops_per_s / 1e9:,.1f} GFLOP/s, {on} "
-        f"(float32, {GEMM_SIZE} x {GEMM_SIZE} on each)",
-        "bandwidth": f"{rates.bytes_per_s / 1e9:,.1f} GB/s, {on} (copy, read plus written)",
+        f"(float32, {GEMM_SIZE} x {GEMM_SIZE}{each})",
+        "bandwidth": f"{rates.bytes_per_s / 1e9:,.1f} GB/s, {on} ({work}, read plus written)",
     }

@@ -6,13 +6,13 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from aieflow.devices.registry import open_device
 from aieflow.gpt2.generate import Generator, Sampling
 from aieflow.gpt2.pretrained import read_model_config
 from aieflow.gpt2.tokenizer import Tokenizer
 from aieflow.ops.errors import InputError
-from aieflow.runtime.machine import Machine
 from aieflow.tools.console import ERR, OUT
+from aieflow.tools.machine_options import Devices, MachineName, Place, Policy, Xclbin
+from aieflow.tools.machines import MachineAsked, opened_machine
 from aieflow.tools.model_options import Lanes
 from aieflow.tools.run_options import model_folder
 
@@ -38,6 +38,11 @@ def generate(
     ] = 0.95,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 1,
     lanes: Lanes = None,
+    devices: Devices = None,
+    machine: MachineName = None,
+    policy: Policy = None,
+    place: Place = None,
+    xclbin: Xclbin = None,
 ) -> None:
     """Continue a text.
 
@@ -58,8 +63,11 @@ def generate(
         if tokenizer.end_of_text is None:
             raise InputError('the prompt is empty: give a text, for instance "The"')
         ids = np.array([tokenizer.end_of_text], ids.dtype)
-    device = open_device("cpu", lanes)
-    with Generator.from_folder(folder, Machine((device,)), samples) as generator:
+    asked = MachineAsked(devices, machine, policy, place, lanes=lanes, xclbin=xclbin)
+    with (
+        opened_machine(asked) as opened,
+        Generator.from_folder(folder, opened, samples) as generator,
+    ):
         stream = generator.stream(ids.astype("int32"), sampling)
         if samples == 1:
             _print_while(text, tokenizer, (next(stream)[0] for _ in range(tokens)))
@@ -68,7 +76,6 @@ def generate(
             for number, column in enumerate(columns, 1):
                 ERR.print(f"--- {number} of {samples}")
                 _print(text + tokenizer.decode(column) + "\n")
-    device.close()
 
 
 def _read_stdin() -> str:

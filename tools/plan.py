@@ -6,7 +6,6 @@ plan is the one that `aieflow train` would follow with the same options.
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,14 +14,24 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from aieflow.devices.registry import open_device
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.trainer import training_graph
 from aieflow.ops.errors import InputError
 from aieflow.runtime.export import dot_text, graphml_text, json_text, memory_accounts
-from aieflow.runtime.placement import place
 from aieflow.runtime.plan import Plan
 from aieflow.tools.console import OUT
+from aieflow.tools.machine_options import (
+    CheckDevices,
+    Devices,
+    MachineName,
+    OnDeviceFailure,
+    Place,
+    Policy,
+    Shards,
+    Slots,
+    Xclbin,
+)
+from aieflow.tools.machines import machine_of, opened_machine
 from aieflow.tools.model_options import (
     BatchSize,
     Channels,
@@ -68,6 +77,15 @@ def plan(
     dropout: Dropout = None,
     grad_clip: GradClip = None,
     lanes: Lanes = None,
+    devices: Devices = None,
+    machine: MachineName = None,
+    policy: Policy = None,
+    place: Place = None,
+    shards: Shards = None,
+    slots: Slots = None,
+    on_device_failure: OnDeviceFailure = None,
+    check_devices: CheckDevices = False,
+    xclbin: Xclbin = None,
     full: Annotated[
         bool, typer.Option("--full", help="Also every node, slot, and step of each lane.")
     ] = False,
@@ -89,8 +107,18 @@ def plan(
         "grad_accumulation": grad_accumulation,
         "dropout": dropout,
         "grad_clip": grad_clip,
+        "lanes": lanes,
+        "devices": devices,
+        "machine": machine,
+        "policy": policy,
+        "place": place,
+        "shards": shards,
+        "slots": slots,
+        "on_device_failure": on_device_failure,
+        "check_devices": check_devices or None,
+        "xclbin": xclbin,
     }
-    planned = _planned(new_config(asked_for(preset, None, {**sizes, **settings})), lanes)
+    planned = _planned(new_config(asked_for(preset, None, {**sizes, **settings})))
     drawings = {"--dot": (dot, dot_text), "--graphml": (graphml, graphml_text)}
     written: list[tuple[str, Path]] = []
     for option, (file, text) in drawings.items():
@@ -108,14 +136,14 @@ def plan(
         OUT.print(f"{kind:<11} {file}", markup=False, emoji=False)
 
 
-def _planned(config: RunConfig, lanes: int | None) -> _Planned:
-    with closing(open_device("cpu", lanes)) as device:
+def _planned(config: RunConfig) -> _Planned:
+    with opened_machine(machine_of(config)) as machine:
         begin = time.perf_counter()
         graph = training_graph(config)
         middle = time.perf_counter()
-        made = place(graph, device)
+        made = machine.plan(graph)
         end = time.perf_counter()
-        return _Planned(config, made, device.free_nbytes(), middle - begin, end - middle)
+        return _Planned(config, made, machine.free_nbytes(), middle - begin, end - middle)
 
 
 def _write(option: str, file: Path, text: str) -> None:
@@ -195,7 +223,8 @@ def _lane_table(made: Plan) -> Table:
     table = _table("lane", "steps", "parts of nodes", "waits", "GFLOP", "workspace kB")
     for lane, program in made.lanes.items():
         steps = [made.steps[index] for index in program]
-        flops = sum(made.node_of(step).flops / step.parts for step in steps)
+        nodes = [step for step in steps if step.kind == "node"]
+        flops = sum(made.node_of(step).flops / step.parts for step in nodes)
         table.add_row(
             lane,
             f"{len(steps)}",

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from aieflow.gpt2.trainer import StepRecord
+from aieflow.gpt2.trainer import Exclusion, StepRecord
 
 LINE_EVERY_S = 5.0  # between plain lines
 WIDE = 80  # columns of a terminal that holds the whole progress bar
@@ -101,6 +101,13 @@ class TrainingProgress:
     def on_checkpoint(self, path: Path) -> None:
         """Print where the checkpoint lies."""
         self._console.print(f"checkpoint {escape(str(path))}")
+
+    def on_exclusion(self, exclusion: Exclusion) -> None:
+        """Say which device was lost, and why."""
+        self._console.print(
+            f"[yellow]training step {exclusion.training_step}: going on without "
+            f"{exclusion.device}:[/] {escape(exclusion.reason)}"
+        )
 
 
 def _clock(seconds: float) -> str:

@@ -19,7 +19,11 @@ from aieflow.ops.errors import InputError
 from aieflow.tools.model_options import model_from
 
 MODEL_SIZES = ("layers", "heads", "channels", "vocab_size")
-FREE = ("check_finite", "lanes", "data")  # what a resumed run may be told anew
+# What a resumed run may be told anew: where it runs, and where its data lie.
+FREE = (
+    *("check_finite", "lanes", "data", "devices", "machine", "policy", "place", "slots"),
+    *("on_device_failure", "check_devices", "xclbin"),
+)
 TOKENIZER_FILES = ("vocab.json", "tokenizer.json")
 
 
@@ -101,8 +105,8 @@ def _new_model(asked: Asked, seq_len: int | None) -> ModelConfig:
 def require_agreement(run: RunFolder, asked: Asked) -> None:
     """Raise InputError that lists the options which the run in the folder contradicts.
 
-    `check_finite` and `lanes` are no hyper-parameters and may differ; so may the place of the data
-    once there is a checkpoint, which knows their content.
+    Where it runs and `check_finite` are no hyper-parameters and may differ; so may the place of the
+    data once there is a checkpoint, which knows their content.
     """
     config = run.config
     sizes: dict[str, int] = dict(asked.sizes)

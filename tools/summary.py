@@ -4,6 +4,7 @@ import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 
 import numpy as np
 from rich.markup import escape
@@ -19,6 +20,8 @@ from aieflow.gpt2.train import Outcome
 from aieflow.gpt2.trainer import Trainer
 from aieflow.ops.op import Array
 from aieflow.runtime.machine import Machine
+from aieflow.runtime.plan import Plan
+from aieflow.runtime.schedule import device_of
 from aieflow.tools.console import ERR, OUT
 
 PROMPT = "This is the"
@@ -26,7 +29,7 @@ SAMPLE_TOKENS = 150
 LAST = 20  # training steps that the final training loss is the mean of
 
 
-def print_header(run: RunFolder, device: Device, trainer: Trainer, data: TokenData) -> None:
+def print_header(run: RunFolder, machine: Machine, trainer: Trainer, data: TokenData) -> None:
     """Say what is going to be trained, on what, and how much memory it takes."""
     config = run.config
     model, plan = config.model, trainer.plan
@@ -55,16 +58,31 @@ def print_header(run: RunFolder, device: Device, trainer: Trainer, data: TokenDa
         f"memory      {trainer.planned_nbytes / 1e6:,.0f} MB; at the peak, in MB:\n"
         f"            {accounts or 'each account below 0.5'}"
     )
-    lanes = "1 compute lane" if len(plan.lanes) == 1 else f"{len(plan.lanes)} compute lanes"
-    ERR.print(f"device      {device.name}: {lanes}")
+    heading = "device" if len(machine.devices) == 1 else "devices"
+    for device in machine.devices:
+        ERR.print(f"{heading:<11} {escape(_on_device(device, plan))}", highlight=False)
+        heading = ""
+
+
+def _on_device(device: Device, plan: Plan) -> str:
+    """What a device is, and what it does of a plan."""
+    lanes = "1 compute lane" if len(device.lanes) == 1 else f"{len(device.lanes)} compute lanes"
+    what = f": {device.identity}" if device.identity != device.name else ""
+    if device.copy_lanes is None:
+        return f"{device.name}{what}: {lanes}"
+    nodes = sum(device_of(placed[0]) == device.name for placed in plan.schedule.placements)
+    return f"{device.name}{what}: {lanes}, {len(device.copy_lanes)} copy lanes, {nodes} nodes"
 
 
 def print_sample(
-    model: ModelConfig, parameters: Mapping[str, Array], tokenizer: Tokenizer, device: Device
+    model: ModelConfig, parameters: Mapping[str, Array], tokenizer: Tokenizer, lanes: int | None
 ) -> None:
-    """Print a text by the model."""
+    """Print a text by the model, computed on the CPU."""
     prompt = tokenizer.encode(PROMPT).astype(np.int32)
-    with Generator(model, parameters, Machine((device,))) as generator:
+    with (
+        closing(CpuDevice(lanes)) as device,
+        Generator(model, parameters, Machine((device,))) as generator,
+    ):
         stream = generator.stream(prompt, Sampling(temperature=0.6, top_p=0.9))
         ids = [next(stream)[0] for _ in range(SAMPLE_TOKENS)]
     OUT.print()
@@ -74,7 +92,6 @@ def print_sample(
 
 def print_summary(
     run: RunFolder,
-    device: Device,
     trainer: Trainer,
     outcome: Outcome,
     records: Sequence[tuple[float, float]],
@@ -96,27 +113,29 @@ def print_summary(
             f"perplexity {math.exp(min(state.validation_loss, 700)):,.1f}"
         )
     if records:
-        _print_throughput(run, device, trainer, [each for _, each in records])
+        _print_throughput(run, trainer, [each for _, each in records])
     OUT.print(f"run         {escape(str(run.path))}")
     if outcome.is_complete and has_tokenizer:
         folder = escape(shlex.quote(str(run.path)))
         OUT.print(f'next        aieflow generate --from {folder} "{PROMPT}"')
 
 
-def _print_throughput(
-    run: RunFolder, device: Device, trainer: Trainer, seconds: Sequence[float]
-) -> None:
+def _print_throughput(run: RunFolder, trainer: Trainer, seconds: Sequence[float]) -> None:
     config = run.config
     median = statistics.median(seconds)
     tokens = config.batch_size * config.grad_accumulation * config.seq_len
     rate = trainer.plan.graph.flops / median
     share = ""
-    if isinstance(device, CpuDevice):
+    (device, *others) = trainer.machine.devices
+    if isinstance(device, CpuDevice) and not others:
         peak = measure_gemm_rate(device)
         share = (
             f"\n            {rate / 1e9:.1f} GFLOP/s, {rate / peak:.0%} of the "
             f"{peak / 1e9:.0f} GFLOP/s that GEMM reaches here"
         )
+    if trainer.machine.emulated:
+        names = ", ".join(trainer.machine.emulated)
+        share = f"\n            emulated: {names}; these are the emulation's times, no hardware's"
     OUT.print(
         f"throughput  {tokens / median:,.0f} tokens/s (median training step "
         f"{median * 1e3:.1f} ms){share}"

@@ -14,8 +14,6 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
-from aieflow.devices.base import Device
-from aieflow.devices.registry import open_device
 from aieflow.gpt2.data import TokenData, load_tokens
 from aieflow.gpt2.run_folder import (
     RunFolder,
@@ -33,6 +31,18 @@ from aieflow.ops.errors import InputError
 from aieflow.runtime.machine import Machine
 from aieflow.runtime.trace import Trace, write_chrome
 from aieflow.tools.console import ERR, OUT
+from aieflow.tools.machine_options import (
+    CheckDevices,
+    Devices,
+    MachineName,
+    OnDeviceFailure,
+    Place,
+    Policy,
+    Shards,
+    Slots,
+    Xclbin,
+)
+from aieflow.tools.machines import machine_of, opened_machine
 from aieflow.tools.model_options import (
     BatchSize,
     Channels,
@@ -116,6 +126,15 @@ def train(
         Path | None, typer.Option(help="Write the last training steps as Chrome trace JSON.")
     ] = None,
     lanes: Lanes = None,
+    devices: Devices = None,
+    machine: MachineName = None,
+    policy: Policy = None,
+    place: Place = None,
+    shards: Shards = None,
+    slots: Slots = None,
+    on_device_failure: OnDeviceFailure = None,
+    check_devices: CheckDevices = False,
+    xclbin: Xclbin = None,
     sample: Annotated[bool, typer.Option(help="End with a text by the model.")] = True,
 ) -> None:
     """Train GPT-2: from scratch, from pretrained weights, or on with a run.
@@ -151,6 +170,15 @@ def train(
             "checkpoint_every": checkpoint_every,
             "check_finite": check_finite or None,
             "lanes": lanes,
+            "devices": devices,
+            "machine": machine,
+            "policy": policy,
+            "place": place,
+            "shards": shards,
+            "slots": slots,
+            "on_device_failure": on_device_failure,
+            "check_devices": check_devices or None,
+            "xclbin": xclbin,
         },
     )
     if trace is not None and not trace.absolute().parent.is_dir():
@@ -170,8 +198,8 @@ def _begin(out: Path | None, asked: Asked, trace: Path | None, sample: bool) -> 
     require_free(path)
     config = new_config(asked)
     with (
-        closing(open_device("cpu", config.lanes)) as device,
-        closing(_Opened(RunFolder(path, config), device)) as opened,
+        opened_machine(machine_of(config)) as machine,
+        closing(_Opened(RunFolder(path, config), machine)) as opened,
     ):
         # Only now, so that nothing is left behind where an option or a file is refused; and another
         # process may have taken the default name since.
@@ -188,8 +216,8 @@ def _go_on(resume: Path, asked: Asked, trace: Path | None, sample: bool) -> None
     with lock_run(run.path):
         require_sources(run)
         with (
-            closing(open_device("cpu", run.config.lanes)) as device,
-            closing(_Opened(run, device)) as opened,
+            opened_machine(machine_of(run.config)) as machine,
+            closing(_Opened(run, machine)) as opened,
         ):
             opened.train(run, trace, sample)
 
@@ -201,9 +229,9 @@ class _Opened:
     run's folder.
     """
 
-    def __init__(self, run: RunFolder, device: Device) -> None:
+    def __init__(self, run: RunFolder, machine: Machine) -> None:
         config = run.config
-        self.device = device
+        self.machine = machine
         init = Path(config.init) if config.init and run.latest is None else None
         self.tokenizer: Tokenizer | None = find_tokenizer(config, run.latest or init)
         source = Path(config.data) if config.data else None
@@ -212,8 +240,8 @@ class _Opened:
             source, self.tokenizer, cache, config.model.vocab_size, config.seq_len
         )
         make_sampler(config, self.data)
-        self.trainer = Trainer(config, Machine((device,)))
-        print_header(run, device, self.trainer, self.data)
+        self.trainer = Trainer(config, machine)
+        print_header(run, machine, self.trainer, self.data)
         with ERR.status("compiling kernels (kept for the next time)"):
             self.trainer.warm_up()
         self.state = restore(run, self.trainer, self.data, init)
@@ -240,10 +268,8 @@ class _Opened:
             )
         seconds = time.perf_counter() - begin
         if outcome.is_complete and sample and tokenizer is not None:
-            print_sample(run.config.model, trainer.parameters, tokenizer, self.device)
-        print_summary(
-            run, self.device, trainer, outcome, progress.records, seconds, tokenizer is not None
-        )
+            print_sample(run.config.model, trainer.parameters, tokenizer, run.config.lanes)
+        print_summary(run, trainer, outcome, progress.records, seconds, tokenizer is not None)
         if trace is not None:
             _write_trace(progress.traces, trace)
         if not outcome.is_complete:

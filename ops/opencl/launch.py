@@ -17,6 +17,18 @@ from aieflow.ops.op import Op
 
 
 @dataclass(frozen=True, slots=True)
+class Traits:
+    """What of an OpenCL device decides which kernels suit it."""
+
+    is_cpu: bool
+    local_nbytes: int  # local memory of a group
+    max_group: int  # work-items of a group
+    compute_units: int
+    vector_width: int  # floats of a vector register, or 1 where there are none
+    has_fp16: bool = False  # computes in 16-bit floats; every device can store them
+
+
+@dataclass(frozen=True, slots=True)
 class Operand:
     """A buffer argument: an input or output of the node, or a piece of the workspace."""
 

@@ -1,4 +1,4 @@
-"""Functions from a graph to a schedule, one file a family.
+"""Functions that decide who runs what.
 
-- `cpu` everything on the CPU's lanes, large nodes divided over all of them
+- `fixed` the device of each node, by a rule; `cpu` the lanes of each node on its device
 """

@@ -1,0 +1,12 @@
+"""GEMM on the AMD Ryzen AI NPU, as data.
+
+A design is described once and read twice: by an emulator, which moves data by exactly these
+patterns, and by a generator of IRON programs. `generation` has the hardware's limits, `design` what
+one xclbin holds and how a product of any size flows through it, `program` what an instruction
+stream says and `instructions` its words, `checker` refuses what breaks a limit. On the host,
+`packing` converts between row-major fp32 and the NPU's `layout`; `ops` are pack, multiply and
+unpack as ops of a graph, `kernels` how they run, `expansion` replaces a matmul by them, `catalogue`
+lists the kernels.
+
+Nothing here was run on hardware.
+"""

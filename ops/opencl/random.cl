@@ -1,0 +1,17 @@
+// The mask bits of ops/random.py: splitmix64 of a counter, 24 bits of which are compared with the
+// rate. An element is kept where its bits are not below the threshold.
+
+#define INDEX_STEP 0x9E3779B97F4A7C15UL
+#define MIX_1 0xBF58476D1CE4E5B9UL
+#define MIX_2 0x94D049BB133111EBUL
+#define UNUSED_BITS 40
+
+// base = key + the stream's offset
+float8 keep(ulong base, ulong8 index, uint threshold, float keep_scale) {
+    ulong8 z = (index + 1UL) * INDEX_STEP + base;
+    z = (z ^ (z >> 30)) * MIX_1;
+    z = (z ^ (z >> 27)) * MIX_2;
+    z ^= z >> 31;
+    uint8 bits = convert_uint8(z >> UNUSED_BITS);
+    return select((float8)(0.0f), (float8)(keep_scale), bits >= (uint8)(threshold));
+}

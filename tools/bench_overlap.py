@@ -1,0 +1,167 @@
+"""Measures how far transfers hide behind compute on an emulated NPU, with one, two or three slots.
+
+The graph holds every matrix product of a training step, as independent nodes: their operands are
+there, their results are dropped. So nothing but slots and lanes decides what runs beside what.
+Weights lie packed on the NPU; activations and gradients are packed, synced, and their products
+synced back and unpacked, by this computer's CPU and in wall time. The NPU is emulated and paced:
+its commands and syncs take as long as the described machine's, and multiply nothing, for that would
+take the CPU from the packing.
+"""
+
+import statistics
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from aieflow.devices.cpu import CpuDevice
+from aieflow.gpt2.config import PRESETS
+from aieflow.gpt2.run_config import RunConfig
+from aieflow.gpt2.trainer import training_graph
+from aieflow.ops.builder import Builder
+from aieflow.ops.graph import Graph, Value
+from aieflow.ops.matmul import MATMUL
+from aieflow.ops.op import Array
+from aieflow.ops.spec import Spec
+from aieflow.profiles.machine_file import load_machine
+from aieflow.runtime.binding import allocate_states
+from aieflow.runtime.executor import Executor
+from aieflow.runtime.placement import Placement, place_on
+from aieflow.runtime.trace import Trace
+from aieflow.tools.emulation import emulated_xrt, open_emulated_npu
+
+SLOTS = (1, 2, 3)
+MACHINE = "phoenix"
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapRow:
+    """The figures of one number of slots; seconds are medians of one run of all products."""
+
+    machine: str  # described; its NPU is emulated and paced
+    preset: str
+    batch_size: int
+    seq_len: int
+    slots: int
+    products: int
+    emulated_seconds: float  # wall
+    emulated_seconds_min: float
+    emulated_seconds_max: float
+    compute_s: float  # of the lane npu.compute: commands, emulated
+    in_s: float  # of the lane npu.copy.in: packs, and syncs, which are emulated
+    out_s: float  # of the lane npu.copy.out: syncs, which are emulated, and unpacks
+    ideal_s: float  # the longest of the three
+    over_ideal: float  # seconds / ideal
+    overlap: float  # share of the copy lanes' time that ran under compute
+
+
+def products_of(config: RunConfig) -> Graph:
+    """The matrix products of a training step, each on its own."""
+    builder = Builder(f"products of a training step, B={config.batch_size}, T={config.seq_len}")
+    given: dict[str, Value] = {}
+
+    def operand(value: Value, place: int) -> Value:
+        if value.role == "parameter":
+            if value.name not in given:
+                given[value.name] = builder.state(value.name, value.spec, "parameter")
+            return given[value.name]
+        name = f"operand.{place}.{'x'.join(map(str, value.spec.shape))}"
+        if name not in given:
+            given[name] = builder.feed(name, Spec(value.spec.shape))
+        return given[name]
+
+    for node in training_graph(config).nodes:
+        if node.op is MATMUL:
+            operands = [operand(value, place) for place, value in enumerate(node.inputs)]
+            builder.apply(MATMUL, operands, [node.outputs[0].name], node.attrs)
+    return builder.finish([])
+
+
+def measure_overlap(
+    device: CpuDevice, preset: str, batch_size: int, seq_len: int, rounds: int
+) -> list[OverlapRow]:
+    """Run all products `rounds` times with each number of slots, in turn."""
+    config = RunConfig(model=PRESETS[preset], batch_size=batch_size, seq_len=seq_len)
+    graph = products_of(config)
+    profile = load_machine(MACHINE)
+    emulator = emulated_xrt(profile, "paced")
+    rng = np.random.default_rng(0)
+    feeds: dict[str, Array] = {
+        value.name: rng.standard_normal(value.spec.shape, np.float32) for value in graph.feeds
+    }
+    traces: dict[int, list[Trace]] = {slots: [] for slots in SLOTS}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        closing(open_emulated_npu(profile, Path(folder), emulator)) as npu,
+    ):
+        emulator.array.multiplies = False
+        devices = {device.name: device, npu.name: npu}
+        states = allocate_states(graph, devices)
+        for slots in SLOTS * (1 + rounds):
+            plan = place_on(graph, devices, Placement("gemm-on-npu", slots=slots))
+            with Executor(plan, devices, states) as executor:
+                executor.run(feeds)
+                trace = executor.run(feeds, traced=True)
+            assert trace is not None
+            traces[slots].append(trace)
+    return [
+        _row(preset, batch_size, seq_len, slots, len(graph.nodes), each[1:])
+        for slots, each in traces.items()
+    ]
+
+
+def _row(
+    preset: str, batch_size: int, seq_len: int, slots: int, products: int, traces: list[Trace]
+) -> OverlapRow:
+    def busy(lane: str) -> float:
+        return statistics.median(trace.busy_seconds(lane) for trace in traces)
+
+    seconds = [trace.seconds for trace in traces]
+    ideals = [
+        max(trace.busy_seconds(f"npu.{lane}") for lane in ("compute", "copy.in", "copy.out"))
+        for trace in traces
+    ]
+    return OverlapRow(
+        MACHINE,
+        preset,
+        batch_size,
+        seq_len,
+        slots,
+        products,
+        statistics.median(seconds),
+        min(seconds),
+        max(seconds),
+        compute_s=busy("npu.compute"),
+        in_s=busy("npu.copy.in"),
+        out_s=busy("npu.copy.out"),
+        ideal_s=statistics.median(ideals),
+        over_ideal=statistics.median(a / b for a, b in zip(seconds, ideals, strict=True)),
+        overlap=statistics.median(trace.overlap for trace in traces),
+    )
+
+
+def overlap_table(rows: list[OverlapRow]) -> Table:
+    """The rows as a table for people."""
+    table = Table(
+        box=None,
+        pad_edge=False,
+        title="NPU emulated and paced; packs and unpacks are this computer's",
+        title_justify="left",
+    )
+    headings = ("preset B x T", "slots", "emulated ms", "min - max", "compute", "in", "out")
+    for heading in (*headings, "ideal", "over ideal", "overlap"):
+        table.add_column(heading, justify="left" if "B x T" in heading else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            f"{row.preset} {row.batch_size} x {row.seq_len}",
+            str(row.slots),
+            f"{row.emulated_seconds * 1e3:.1f}",
+            f"{row.emulated_seconds_min * 1e3:.1f} - {row.emulated_seconds_max * 1e3:.1f}",
+            *(f"{each * 1e3:.1f}" for each in (row.compute_s, row.in_s, row.out_s, row.ideal_s)),
+            f"{row.over_ideal:.2f}",
+            f"{row.overlap:.0%}",
+        )
+    return table

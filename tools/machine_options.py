@@ -1,0 +1,47 @@
+"""Options that say where a program runs: the same words in every command."""
+
+from typing import Annotated, Literal, TypeAlias
+
+import typer
+
+from aieflow.devices.registry import DEVICES
+from aieflow.runtime.policies.fixed import RULES
+
+Devices: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(DEVICES)}, several with commas, or auto: all that work. Default: cpu; "
+        "with --machine cpu,npu."
+    ),
+]
+MachineName: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--machine", metavar="NAME|FILE", help="A described machine: what it has is emulated."
+    ),
+]
+Policy: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help=f"Where nodes run: {', '.join(RULES)}; default: as the devices suggest."),
+]
+Place: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="OP=DEVICE,...", help="Ops placed by hand: matmul=npu,layernorm=igpu."),
+]
+Shards: TypeAlias = Annotated[
+    int | None, typer.Option(help="Parts of each batch that are lowered separately.")
+]
+Slots: TypeAlias = Annotated[
+    int | None, typer.Option(help="NPU buffers for each streamed operand; default: 2.")
+]
+OnDeviceFailure: TypeAlias = Annotated[
+    Literal["stop", "exclude"] | None,
+    typer.Option(help="Stop with a checkpoint (the default), or go on without the device."),
+]
+CheckDevices: TypeAlias = Annotated[
+    bool,
+    typer.Option("--check-devices", help="Hold other devices' products against the CPU's. Slow."),
+]
+Xclbin: TypeAlias = Annotated[
+    str | None, typer.Option(metavar="FILE", help="The NPU's design, where it is not emulated.")
+]

@@ -1,0 +1,156 @@
+"""Opens the devices that a command was asked to run on, and wraps them as a machine.
+
+Devices of this computer come from the registry. With a described machine its NPU is emulated: the
+emulator is given the latencies of the machine's profile, and every identity says "emulated". The
+CPU and the iGPU are this computer's in either case.
+"""
+
+import difflib
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from aieflow.devices.base import Device
+from aieflow.devices.registry import DEVICES, cache_folder, open_device, survey
+from aieflow.gpt2.run_config import RunConfig
+from aieflow.ops.catalogue import OPS
+from aieflow.ops.errors import InputError
+from aieflow.profiles.machine_file import load_machine
+from aieflow.runtime.machine import Machine
+from aieflow.runtime.placement import Placement
+from aieflow.runtime.policies.fixed import RULES, default_policy
+from aieflow.tools.emulation import open_emulated_npu
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class MachineAsked:
+    """What the options of `machine_options` said."""
+
+    devices: str | None = None
+    machine: str | None = None
+    policy: str | None = None
+    place: str | None = None
+    slots: int = 2
+    lanes: int | None = None
+    on_device_failure: str = "stop"
+    check_devices: bool = False
+    xclbin: str | None = None
+
+
+def machine_of(config: RunConfig) -> MachineAsked:
+    """What a run's settings say of its machine."""
+    return MachineAsked(
+        config.devices,
+        config.machine,
+        config.policy,
+        config.place,
+        config.slots,
+        config.lanes,
+        config.on_device_failure,
+        config.check_devices,
+        config.xclbin,
+    )
+
+
+@contextmanager
+def opened_machine(asked: MachineAsked) -> Iterator[Machine]:
+    """The machine asked for, closed at the end; raises InputError for what does not exist."""
+    names = _names(asked)
+    policy = asked.policy or default_policy(names)
+    if policy not in RULES:
+        raise InputError(
+            f"--policy {policy}: must be one of {', '.join(RULES)}{_like(policy, RULES)}"
+        )
+    places = _places(asked.place, names)
+    profile = None if asked.machine is None else load_machine(asked.machine)
+    with ExitStack() as stack:
+        devices: list[Device] = []
+        for name in names:
+            if name == "npu" and profile is not None:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                device: Device = open_emulated_npu(profile, folder)
+            else:
+                device = open_device(
+                    name, asked.lanes, cache=cache_folder(), xclbin=_file(asked.xclbin)
+                )
+            stack.callback(device.close)
+            devices.append(device)
+        _require_kernels(places, devices)
+        _require_all(devices)
+        yield Machine(
+            tuple(devices),
+            Placement(policy, places, asked.slots, asked.check_devices),
+            asked.on_device_failure == "exclude",
+        )
+
+
+def _names(asked: MachineAsked) -> tuple[str, ...]:
+    """The devices' names, the CPU first where it is among them."""
+    text = asked.devices or ("cpu" if asked.machine is None else "cpu,npu")
+    if text == AUTO:
+        if asked.machine is not None:
+            return "cpu", "npu"
+        found = [each for each in survey() if each.works]
+        chosen = {each.device for each in found if each.is_automatic}
+        chosen |= {each.device for each in found if each.device == "npu" and asked.xclbin}
+        return tuple(name for name in DEVICES if name in chosen)
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if name not in DEVICES:
+            known = ", ".join((*DEVICES, AUTO))
+            raise InputError(f"--devices {text}: {name!r} is none of {known}{_like(name, DEVICES)}")
+        if names.count(name) > 1:
+            raise InputError(f"--devices {text}: {name} stands there twice")
+    return tuple(name for name in DEVICES if name in names)
+
+
+def _places(text: str | None, names: tuple[str, ...]) -> dict[str, str]:
+    """Device by op."""
+    places: dict[str, str] = {}
+    for part in (text or "").split(",") if text else ():
+        op, equals, device = (each.strip() for each in part.partition("="))
+        if not equals or not op or not device:
+            raise InputError(f"--place {text}: {part!r} is not OP=DEVICE, such as matmul=npu")
+        if op not in OPS:
+            raise InputError(f"--place {text}: no op is called {op!r}{_like(op, OPS)}")
+        if device not in names:
+            raise InputError(
+                f"--place {text}: {device!r} is none of the devices, which are {', '.join(names)}: "
+                "add it with --devices"
+            )
+        places[op] = device
+    return places
+
+
+def _require_kernels(places: Mapping[str, str], devices: list[Device]) -> None:
+    for op, name in places.items():
+        able = [device.name for device in devices if op in device.kernels]
+        if name not in able:
+            raise InputError(
+                f"--place {op}={name}: {name} has no kernel for {op}; "
+                f"{', '.join(able) or 'none of the devices'} has"
+            )
+
+
+def _require_all(devices: list[Device]) -> None:
+    missing = [op for op in OPS if not any(op in device.kernels for device in devices)]
+    if missing:
+        names = ",".join(device.name for device in devices)
+        raise InputError(
+            f"--devices {names}: no kernel of {', '.join(missing)}: add the CPU: "
+            f"--devices cpu,{names}"
+        )
+
+
+def _file(path: str | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _like(name: str, known: Mapping[str, object] | tuple[str, ...]) -> str:
+    """A suggestion, where some name is near."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f": did you mean {near[0]}?" if near else ""
