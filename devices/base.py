@@ -14,7 +14,7 @@ is on the other only after a transfer:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,6 +89,11 @@ class Device(ABC):
     def moved(self) -> Moved:
         """What its transfers did so far."""
         return Moved()
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user may want to know of what happened so far, each once."""
+        return ()
 
     @abstractmethod
     def allocate(self, nbytes: int) -> Buffer:

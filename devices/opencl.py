@@ -11,7 +11,7 @@ to half of the shortest one's time (`clock_error_ns`).
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,9 +75,10 @@ class OpenClDevice(Device):
         zero_copy: bool | None = None,
         fp64: bool = True,
         kernels: Mapping[str, OpenClKernel] | None = None,
+        notes: list[str] | None = None,
     ) -> None:
         self.info = describe(device)
-        self.notes: list[str] = []  # what a user may want to know, each once
+        self._notes: list[str] = [] if notes is None else notes
         self.clock_error_ns = 0
         self._kernels = kernels_for(self.info.traits) if kernels is None else kernels
         self._fp64 = fp64
@@ -88,7 +89,7 @@ class OpenClDevice(Device):
             self._copies = {lane: cl.CommandQueue(self._context) for lane in (COPY_IN, COPY_OUT)}
             self._queue: cl.CommandQueue | None = cl.CommandQueue(self._context)
         self._memory = AdoptedMemory(self._context, self._queue, zero_copy)
-        self._programs = Programs(self._context, self.info, cache, self.notes)
+        self._programs = Programs(self._context, self.info, cache, self._notes)
 
     @property
     def name(self) -> str:
@@ -99,6 +100,11 @@ class OpenClDevice(Device):
     def identity(self) -> str:
         """Device and driver; "(OpenCL on the CPU)" where it is no GPU."""
         return self.info.identity
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a user may want to know, such as a damaged cache that was built again."""
+        return self._notes
 
     @property
     def lanes(self) -> tuple[str, ...]:

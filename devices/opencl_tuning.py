@@ -36,6 +36,7 @@ from aieflow.ops.graph import Node
 from aieflow.ops.kernel import Call
 from aieflow.ops.op import Array
 from aieflow.ops.opencl import matmul, variants
+from aieflow.ops.opencl.catalogue import kernels_for
 from aieflow.ops.opencl.launch import Traits
 from aieflow.ops.opencl.source import read_source
 from aieflow.ops.opencl.variants import VARIANTS, Product, Variant, candidates, product_of, refusal
@@ -260,6 +261,18 @@ def tuning_on(
     identity = f"{info.identity} ({info.version})"
     bench = opencl_bench(info, cache)
     return Tuning(identity, info.traits, bench, folder, notes, allow_fp16)
+
+
+def open_tuned(info: OpenClInfo, cache: Path | None, allow_fp16: bool = False) -> OpenClDevice:
+    """A device whose matrix products run in the variants that are fastest on it.
+
+    They are measured when the first product of a class is planned; `cache` keeps the choices and
+    the compiled kernels. Raises DeviceError.
+    """
+    notes: list[str] = []
+    tuning = tuning_on(info, cache, notes, cache, allow_fp16)
+    kernels = kernels_for(info.traits, tuning.choose)
+    return OpenClDevice(info.device, cache, kernels=kernels, notes=notes)
 
 
 def _node(product: Product) -> Node:

@@ -25,6 +25,7 @@ from aieflow.devices.cpu import CpuDevice, usable_cores
 from aieflow.devices.igpu_survey import survey_igpu
 from aieflow.devices.npu_survey import survey_npu
 from aieflow.devices.surroundings import Finding, Surroundings, gib, read_text
+from aieflow.ops.cpu.blas import find_mkl
 from aieflow.ops.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def open_device(
     *,
     cache: Path | None = None,
     xclbin: Path | None = None,
+    allow_fp16: bool = False,
 ) -> Device:
     """The device called `name`.
 
@@ -89,7 +91,7 @@ def open_device(
         raise InputError(f"no device is called {name!r}: there are {', '.join(DEVICES)}")
     try:
         if name == "igpu":
-            return _open_igpu(cache)
+            return _open_igpu(cache, allow_fp16)
         if name == "npu":
             return _open_npu(xclbin)
     except DeviceError as error:
@@ -107,10 +109,11 @@ def open_device(
     return CpuDevice(lanes)
 
 
-def _open_igpu(cache: Path | None) -> Device:
-    from aieflow.devices.opencl import open_opencl_device
+def _open_igpu(cache: Path | None, allow_fp16: bool) -> Device:
+    from aieflow.devices.opencl_driver import choose, list_devices
+    from aieflow.devices.opencl_tuning import open_tuned
 
-    return open_opencl_device(with_cpu=True, cache=cache)
+    return open_tuned(choose(list_devices(), with_cpu=True), cache, allow_fp16)
 
 
 def _open_npu(xclbin: Path | None) -> Device:
@@ -160,7 +163,8 @@ def _survey_cpu(around: Surroundings) -> Finding:
     facts = {
         "cores": f"{cores} usable, {psutil.cpu_count() or cores} in the computer",
         "memory": f"{gib(memory.total)}, {gib(memory.available)} free",
-        "BLAS": describe_blas(threadpoolctl.threadpool_info()),
+        "BLAS": ("products by MKL; " if find_mkl() else "")
+        + describe_blas(threadpoolctl.threadpool_info()),
         "numba": f"{version('numba')} for {llvmlite.binding.get_host_cpu_name()}",
         "instructions": describe_instructions(llvmlite.binding.get_host_cpu_features()),
     }

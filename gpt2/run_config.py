@@ -66,6 +66,7 @@ class RunConfig:
     on_device_failure: Literal["stop", "exclude"] = "stop"
     check_devices: bool = False  # hold products of other devices against the CPU's
     xclbin: str | None = None  # the NPU's design
+    allow_fp16: bool = False  # operands of the iGPU's products may be stored as fp16
 
     def __post_init__(self) -> None:
         counts = ("seq_len", "batch_size", "steps", "grad_accumulation", "eval_batches")

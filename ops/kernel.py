@@ -3,7 +3,8 @@
 A kernel may let a node be run in *parts*, side by side on several lanes. Its `Split` says into how
 many equal units the work divides and which operands divide with it: a part then touches only its
 share of their leading rows. All other operands it may touch anywhere, but never so that two parts
-of one node disturb each other.
+of one node disturb each other. An input is *alike* if a part reads of it only the places that it
+writes in an output of the same shape, whatever they are: then the output may have its memory.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ class Split:
     units: int
     inputs: frozenset[int] = field(default_factory=frozenset)
     outputs: frozenset[int] = field(default_factory=frozenset)
+    alike: frozenset[int] = field(default_factory=frozenset)  # inputs
 
 
 WHOLE = Split(1)

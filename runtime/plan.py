@@ -123,7 +123,8 @@ def compile_plan(
     def may_share(index: int, output: int, source: int) -> bool:
         split = splits[index]
         divided = len(placements[index]) > 1
-        return not divided or (output in split.outputs and source in split.inputs)
+        by_rows = output in split.outputs and source in split.inputs
+        return not divided or by_rows or source in split.alike
 
     apart = separate_values(graph, placements, reach)
     by_value = {value: apart[value.name] for value in graph.values if value.name in apart}

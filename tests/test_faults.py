@@ -1,9 +1,11 @@
 """Devices that fail in the middle of a run: it ends cleanly, and goes on without them if asked."""
 
+import json
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,11 @@ from aieflow.devices.npu import NpuDevice
 from aieflow.devices.xrt_emulator import XrtEmulator
 from aieflow.devices.xrt_emulator_faults import CallKind, Fault
 from aieflow.gpt2.config import ModelConfig
+from aieflow.gpt2.data import TokenData
 from aieflow.gpt2.run_config import RunConfig
-from aieflow.gpt2.trainer import Trainer
+from aieflow.gpt2.run_folder import RunFolder, create_run
+from aieflow.gpt2.train import restore, train
+from aieflow.gpt2.trainer import Exclusion, StepRecord, Trainer
 from aieflow.ops.errors import DeviceError
 from aieflow.ops.op import Array
 from aieflow.profiles.machine_file import load_machine
@@ -245,3 +250,80 @@ def fill(trainer: Trainer, values: dict[str, Array]) -> None:
     for key, array in values.items():
         kind, _, name = key.partition(":")
         kinds[kind][name][...] = array
+
+
+class _Silent:
+    """A watcher that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def on_training_step(self, record: StepRecord) -> None:
+        self.events.append(f"step {record.training_step}")
+
+    def on_evaluation(self, training_step: int, validation_loss: float) -> None:
+        self.events.append(f"evaluation {training_step}")
+
+    def on_checkpoint(self, path: Path) -> None:
+        self.events.append(path.name)
+
+    def on_exclusion(self, exclusion: Exclusion) -> None:
+        self.events.append(f"without {exclusion.device}")
+
+
+TOKENS = TokenData(np.arange(400) % 50, np.arange(100) % 50, 50, None, "these tokens")
+
+
+def run_once(run: RunFolder, machine: Machine, spoil: Callable[[Trainer], None]) -> _Silent:
+    """A process's worth of a run; `spoil` is called before it."""
+    watcher = _Silent()
+    with closing(Trainer(run.config, machine)) as trainer:
+        trainer.warm_up()
+        state = restore(run, trainer, TOKENS, None)
+        spoil(trainer)
+        train(run, trainer, TOKENS, state, watcher)
+    return watcher
+
+
+def lines_of(run: RunFolder) -> list[dict[str, object]]:
+    clocks = ("seconds", "tokens_per_s")
+    lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in clocks} for line in lines]
+
+
+SHORT = replace(CONFIG, steps=5, eval_every=0, checkpoint_every=0)
+
+
+def fail_in_third_step(far: FakeRemoteDevice) -> Callable[[Trainer], None]:
+    def spoil(trainer: Trainer) -> None:
+        nodes = sum(step.lane == "far.compute" for step in trainer.plan.steps)
+        far.fail(len(far.calls) + 2 * nodes + nodes // 2, DeviceError("fell off the bus"))
+
+    return spoil
+
+
+def test_a_run_stops_with_a_checkpoint_from_which_it_goes_on_with_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    whole = create_run(tmp_path / "whole", SHORT)
+    run_once(whole, Machine((FakeDevice(lanes=2),)), lambda trainer: None)
+    run = create_run(tmp_path / "run", SHORT)
+    far = FakeRemoteDevice("far")
+    with pytest.raises(DeviceError, match=r"fell off the bus; the run is saved: .*--resume .*run"):
+        run_once(run, far_machine(far, excludes=False), fail_in_third_step(far))
+    assert run.latest == run.checkpoint(2)
+    run_once(run, Machine((FakeDevice(lanes=2),)), lambda trainer: None)
+    assert lines_of(run) == lines_of(whole)
+
+
+def test_a_run_tells_which_device_it_lost(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run", SHORT)
+    far = FakeRemoteDevice("far")
+    watcher = run_once(run, far_machine(far), fail_in_third_step(far))
+    assert watcher.events == [
+        *("step 1", "step 2", "without far", "step 3", "step 4", "step 5"),
+        *("evaluation 5", "step-5"),
+    ]
+    (told,) = [line for line in lines_of(run) if "excluded_device" in line]
+    assert (told["training_step"], told["excluded_device"]) == (3, "far")
+    assert "fell off the bus" in str(told["reason"])

@@ -19,6 +19,7 @@ from aieflow.gpt2.config import PRESETS
 from aieflow.ops.errors import InputError
 from aieflow.tools.bench_gemm import gemm_table, measure_gemm
 from aieflow.tools.bench_memory import measure_memory, memory_table
+from aieflow.tools.bench_opencl import measure_opencl, opencl_table
 from aieflow.tools.bench_ops import measure_ops, ops_table
 from aieflow.tools.bench_overhead import measure_overhead, overhead_table
 from aieflow.tools.bench_overlap import measure_overlap, overlap_table
@@ -83,6 +84,13 @@ def _scaling(asked: Asked) -> Report:
     return [asdict(row) for row in rows], scaling_table(rows)
 
 
+def _opencl(asked: Asked) -> Report:
+    rows = [
+        row for case in asked.cases for row in measure_opencl(asked.device, *case, asked.rounds)
+    ]
+    return [asdict(row) for row in rows], opencl_table(rows)
+
+
 def _overlap(asked: Asked) -> Report:
     rows = [
         row for case in asked.cases for row in measure_overlap(asked.device, *case, asked.rounds)
@@ -103,6 +111,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "gemm": Benchmark(_gemm, (("124M", 1, 256), ("124M", 4, 256))),
     "ops": Benchmark(_ops, (("124M", 4, 256),), has_peer=True),
     "overhead": Benchmark(_overhead, ()),
+    "opencl": Benchmark(_opencl, (("124M", 4, 256),)),
     "overlap": Benchmark(_overlap, (("124M", 4, 256), ("124M", 4, 64))),
 }
 

@@ -131,7 +131,7 @@ def _row(
     peak: float,
 ) -> GemmRow:
     node = case.node
-    product, weight = _named(node)
+    product, weight = describe_product(node)
     a, out = node.input_specs[0], node.output_specs[0]
     is_transposed = [bool(node.attrs.get(name)) for name in ("transpose_a", "transpose_b")]
 
@@ -163,7 +163,7 @@ def _row(
     )
 
 
-def _named(node: Node) -> tuple[str, str]:
+def describe_product(node: Node) -> tuple[str, str]:
     """Which product of a linear layer a node is, and the layer's weight without its block."""
     output = node.outputs[0].name
     if node.attrs.get("transpose_a"):

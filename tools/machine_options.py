@@ -42,6 +42,9 @@ CheckDevices: TypeAlias = Annotated[
     bool,
     typer.Option("--check-devices", help="Hold other devices' products against the CPU's. Slow."),
 ]
+AllowFp16: TypeAlias = Annotated[
+    bool, typer.Option("--allow-fp16", help="Let the iGPU's products store operands as fp16.")
+]
 Xclbin: TypeAlias = Annotated[
     str | None, typer.Option(metavar="FILE", help="The NPU's design, where it is not emulated.")
 ]

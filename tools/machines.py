@@ -39,6 +39,7 @@ class MachineAsked:
     on_device_failure: str = "stop"
     check_devices: bool = False
     xclbin: str | None = None
+    allow_fp16: bool = False
 
 
 def machine_of(config: RunConfig) -> MachineAsked:
@@ -53,6 +54,7 @@ def machine_of(config: RunConfig) -> MachineAsked:
         config.on_device_failure,
         config.check_devices,
         config.xclbin,
+        config.allow_fp16,
     )
 
 
@@ -75,7 +77,11 @@ def opened_machine(asked: MachineAsked) -> Iterator[Machine]:
                 device: Device = open_emulated_npu(profile, folder)
             else:
                 device = open_device(
-                    name, asked.lanes, cache=cache_folder(), xclbin=_file(asked.xclbin)
+                    name,
+                    asked.lanes,
+                    cache=cache_folder(),
+                    xclbin=_file(asked.xclbin),
+                    allow_fp16=asked.allow_fp16,
                 )
             stack.callback(device.close)
             devices.append(device)

@@ -97,6 +97,11 @@ def _training_step(
             return functional.cross_entropy(logits.view(B * T, -1), targets.view(-1))
 
     model = Model()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:  # as GPT-2 begins; PyTorch's embeddings would give logits of
+            torch.nn.init.normal_(parameter, std=0.02)  # some 28, and gradients below 1e-38: slow
+        elif name.endswith("bias"):
+            torch.nn.init.zeros_(parameter)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
     forward = torch.compile(model) if is_compiled else model
 

@@ -21,6 +21,7 @@ from aieflow.runtime.export import dot_text, graphml_text, json_text, memory_acc
 from aieflow.runtime.plan import Plan
 from aieflow.tools.console import OUT
 from aieflow.tools.machine_options import (
+    AllowFp16,
     CheckDevices,
     Devices,
     MachineName,
@@ -86,6 +87,7 @@ def plan(
     on_device_failure: OnDeviceFailure = None,
     check_devices: CheckDevices = False,
     xclbin: Xclbin = None,
+    allow_fp16: AllowFp16 = False,
     full: Annotated[
         bool, typer.Option("--full", help="Also every node, slot, and step of each lane.")
     ] = False,
@@ -117,6 +119,7 @@ def plan(
         "on_device_failure": on_device_failure,
         "check_devices": check_devices or None,
         "xclbin": xclbin,
+        "allow_fp16": allow_fp16 or None,
     }
     planned = _planned(new_config(asked_for(preset, None, {**sizes, **settings})))
     drawings = {"--dot": (dot, dot_text), "--graphml": (graphml, graphml_text)}

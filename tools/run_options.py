@@ -22,7 +22,7 @@ MODEL_SIZES = ("layers", "heads", "channels", "vocab_size")
 # What a resumed run may be told anew: where it runs, and where its data lie.
 FREE = (
     *("check_finite", "lanes", "data", "devices", "machine", "policy", "place", "slots"),
-    *("on_device_failure", "check_devices", "xclbin"),
+    *("on_device_failure", "check_devices", "xclbin", "allow_fp16"),
 )
 TOKENIZER_FILES = ("vocab.json", "tokenizer.json")
 

@@ -74,6 +74,13 @@ def _on_device(device: Device, plan: Plan) -> str:
     return f"{device.name}{what}: {lanes}, {len(device.copy_lanes)} copy lanes, {nodes} nodes"
 
 
+def print_notes(machine: Machine) -> None:
+    """Say what the devices have to say, such as a damaged cache that was built again."""
+    for device in machine.devices:
+        for note in device.notes:
+            ERR.print(f"note        {escape(note)}")
+
+
 def print_sample(
     model: ModelConfig, parameters: Mapping[str, Array], tokenizer: Tokenizer, lanes: int | None
 ) -> None:

@@ -32,6 +32,7 @@ from aieflow.runtime.machine import Machine
 from aieflow.runtime.trace import Trace, write_chrome
 from aieflow.tools.console import ERR, OUT
 from aieflow.tools.machine_options import (
+    AllowFp16,
     CheckDevices,
     Devices,
     MachineName,
@@ -68,7 +69,7 @@ from aieflow.tools.run_options import (
     require_agreement,
     require_sources,
 )
-from aieflow.tools.summary import print_header, print_sample, print_summary
+from aieflow.tools.summary import print_header, print_notes, print_sample, print_summary
 
 RUNS = Path("runs")  # where runs without --out begin
 CACHE = ".tokens"  # beside the runs, which share it: tokenised data
@@ -135,6 +136,7 @@ def train(
     on_device_failure: OnDeviceFailure = None,
     check_devices: CheckDevices = False,
     xclbin: Xclbin = None,
+    allow_fp16: AllowFp16 = False,
     sample: Annotated[bool, typer.Option(help="End with a text by the model.")] = True,
 ) -> None:
     """Train GPT-2: from scratch, from pretrained weights, or on with a run.
@@ -179,6 +181,7 @@ def train(
             "on_device_failure": on_device_failure,
             "check_devices": check_devices or None,
             "xclbin": xclbin,
+            "allow_fp16": allow_fp16 or None,
         },
     )
     if trace is not None and not trace.absolute().parent.is_dir():
@@ -240,10 +243,12 @@ class _Opened:
             source, self.tokenizer, cache, config.model.vocab_size, config.seq_len
         )
         make_sampler(config, self.data)
-        self.trainer = Trainer(config, machine)
+        with ERR.status("planning"):
+            self.trainer = Trainer(config, machine)
         print_header(run, machine, self.trainer, self.data)
         with ERR.status("compiling kernels (kept for the next time)"):
             self.trainer.warm_up()
+        print_notes(machine)
         self.state = restore(run, self.trainer, self.data, init)
 
     def train(self, run: RunFolder, trace: Path | None, sample: bool) -> None:

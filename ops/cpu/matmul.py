@@ -1,8 +1,9 @@
 """Matrix products through BLAS, and column sums.
 
 What is added to a product (bias, addend) is written into the output first, and BLAS adds the
-product to it (beta = 1): no temporary array. Rows of the output are divided among parts; products
-of few rows (generation) by columns.
+product to it (beta = 1): no temporary array. A product of many rows is divided by rows, so that a
+lane goes on with its own rows of a tensor. One of few rows is divided by columns: BLAS packs B
+anew in each call, and so each part packs its own columns only.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from aieflow.ops.kernel import Call, HostKernel, Split
 from aieflow.ops.matmul import matmul_operands
 from aieflow.ops.op import Array
 
-FEW_ROWS = 8  # below, a product is divided by columns
+FEW_ROWS = 512  # up to here a product is divided by columns, unless A is transposed
+STRIP = 16  # columns that stay together: a cache line
 FLOAT = 4  # bytes
 PLAIN_ROWS = 256  # rows of the temporary block where NumPy multiplies instead of BLAS
 ZERO, ONE = np.float32(0), np.float32(1)
@@ -26,18 +28,19 @@ ZERO, ONE = np.float32(0), np.float32(1)
 
 def _split_matmul(node: Node) -> Split:
     out = node.output_specs[0]
-    bias, addend = matmul_operands(node.attrs)
-    if out.rows < FEW_ROWS:
-        inputs = {bias} if bias is not None else set()
-        if node.attrs.get("transpose_b"):
-            inputs.add(1)
-        if out.rows == 1 and addend is not None:
-            inputs.add(addend)
-        return Split(out.columns, frozenset(inputs), frozenset({0} if out.rows == 1 else ()))
+    _, addend = matmul_operands(node.attrs)
+    if _is_by_columns(out.rows, bool(node.attrs.get("transpose_a"))):
+        # Columns are no leading rows; but a part reads the addend only where it writes.
+        alike = frozenset({addend} if addend is not None else ())
+        return Split(-(-out.columns // STRIP), alike=alike)
     inputs = {addend} if addend is not None else set()
     if not node.attrs.get("transpose_a"):
         inputs.add(0)
     return Split(out.rows, frozenset(inputs), frozenset({0}))
+
+
+def _is_by_columns(rows: int, transpose_a: bool) -> bool:
+    return rows <= FEW_ROWS and not transpose_a
 
 
 def _workspace_matmul(node: Node) -> int:
@@ -88,8 +91,8 @@ def bind_matmul(call: Call, through_blas: bool = True) -> Callable[[], None]:
     out = matrix(call.outputs[0])
     M, N = out.shape
     first_row, last_row, first, last = 0, M, 0, N
-    if M < FEW_ROWS:
-        first, last = call.share(N)
+    if _is_by_columns(M, bool(call.attrs.get("transpose_a"))):
+        first, last = (min(N, STRIP * strip) for strip in call.share(-(-N // STRIP)))
     else:
         first_row, last_row = call.share(M)
     if first_row == last_row or first == last:
