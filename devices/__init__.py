@@ -10,5 +10,6 @@
   `npu_memory` buffer objects, `xclbin` the container of a design
 - `xrt_emulator` pyxrt without hardware; with `_buffers` incoherent memory, `_commands` queues and
   execution, `_array` the design's dataflow, `_clock` latencies, `_faults` failures on order
+- `described` devices to plan for, that run nothing
 - `fake` scripted kernels and failures, `fake_remote` the same with a memory side of its own: tests
 """

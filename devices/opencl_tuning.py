@@ -162,7 +162,7 @@ class Tuning:
             return self._checked(found)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             self.notes.append(
                 f"igpu: the tuning file {file} is not usable ({error}): measured anew"
             )

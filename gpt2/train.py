@@ -135,6 +135,10 @@ class _Loop:
         self.metrics.append({"training_step": self.evaluated, "validation_loss": loss})
         self.watcher.on_evaluation(self.evaluated, loss)
 
+    @property
+    def is_evaluated(self) -> bool:
+        return self.evaluated == self.state.training_step
+
     def save(self) -> None:
         if self.saved == self.state.training_step:
             return
@@ -152,6 +156,7 @@ class _Loop:
 
     def step(self, sampler: Sampler, traced: bool) -> StepRecord:
         config = self.run.config
+        emulated = self.trainer.machine.emulated  # before: one that fails has spent time, too
         record = self.trainer.step(self.state.training_step, sampler, traced)
         self.tell_exclusions()
         tokens = config.batch_size * config.grad_accumulation * config.seq_len
@@ -168,8 +173,8 @@ class _Loop:
             "seconds": record.seconds,
             "tokens_per_s": record.tokens_per_s,
         }
-        if self.trainer.machine.emulated:  # then seconds are the emulation's
-            line["emulated"] = ", ".join(self.trainer.machine.emulated)
+        if emulated:  # then seconds are the emulation's
+            line["emulated"] = ", ".join(emulated)
         self.metrics.append(line)
         self.watcher.on_training_step(record)
         return record
@@ -204,12 +209,19 @@ def train(
         loop = _Loop(
             run, trainer, data, state, write_tokenizer, end_of_text, watcher, metrics, saved
         )
+        if state.training_step and state.validation_loss is None:
+            if _is_due(config, state.training_step):
+                loop.evaluate()
+                loop.saved = None
+                loop.save()
+        elif state.training_step:
+            loop.evaluated = state.training_step
         while loop.state.training_step < config.steps:
             try:
                 last = loop.step(sampler, traced)
                 done = loop.state.training_step
                 is_complete = done == config.steps
-                if is_complete or (config.eval_every and done % config.eval_every == 0):
+                if _is_due(config, done):
                     loop.evaluate()
                 if is_complete or (config.checkpoint_every and done % config.checkpoint_every == 0):
                     loop.save()
@@ -217,12 +229,17 @@ def train(
                     loop.save()
                     return Outcome(loop.state, last, is_complete=False)
             except DeviceError as error:
-                if error.device not in trainer.machine.expendable:
+                if not trainer.plan.saved:  # nothing gives the states back as they were
                     raise
+                if _is_due(config, loop.state.training_step) and not loop.is_evaluated:
+                    # so that the run evaluates first when it goes on
+                    loop.state = replace(loop.state, validation_loss=None)
                 loop.save()
+                without = ""
+                if error.device in trainer.machine.expendable:
+                    without = ", or without the device by adding --on-device-failure exclude"
                 raise DeviceError(
-                    f"{error}; the run is saved: go on with --resume {run.path}, or without the "
-                    f"device by adding --on-device-failure exclude",
+                    f"{error}; the run is saved: go on with --resume {run.path}{without}",
                     error.device,
                 ) from error
             except TrainingError as error:
@@ -230,6 +247,11 @@ def train(
                 where = f"the last checkpoint is {kept}" if kept else "there is no checkpoint yet"
                 raise TrainingError(f"{error}; {where}") from None
     return Outcome(loop.state, last, is_complete=True)
+
+
+def _is_due(config: RunConfig, done: int) -> bool:
+    """Whether an evaluation follows so many training steps."""
+    return done == config.steps or bool(config.eval_every and done % config.eval_every == 0)
 
 
 def _write_plan(run: RunFolder, plan: Plan) -> None:

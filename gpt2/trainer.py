@@ -97,10 +97,12 @@ class Trainer:
     def __init__(self, config: RunConfig, machine: Machine) -> None:
         self.config = config
         self.machine = machine
+        self.emulated = machine.emulated  # also those lost since: their times are in the records
         self.exclusions: list[Exclusion] = []
         self._done = 0  # training steps completed, as far as `step` was told
         self._states: States | None = None
         self._opened: list[Executor] = []
+        self._arena: Array | None = None
         _require_least(config, machine)
         shape = (config.batch_size, config.seq_len)
         self._batches = [
@@ -131,13 +133,17 @@ class Trainer:
             + sum(evaluation_plan.workspace.values())
         )
         if self._states is None:
-            _require_memory(self.planned_nbytes, machine, self.plan)
+            _require_memory(self.planned_nbytes, machine, self.plan, evaluation_plan)
             parameters = [value for value in self.plan.graph.states if value.role != "cache"]
             self._states = machine.allocate_states(self.plan.graph, parameters)
-        arena = machine.allocate(arena_nbytes)
+        if self._arena is None or self._arena.nbytes < arena_nbytes:
+            if self._arena is not None:
+                machine.release(self._arena)
+                self._arena = None
+            self._arena = machine.allocate(arena_nbytes)
         observer = None if whole else _require_finite
         for plan, seen_by in ((self.plan, observer), (evaluation_plan, None)):
-            self._opened.append(machine.open(plan, self._states, arena, seen_by))
+            self._opened.append(machine.open(plan, self._states, self._arena, seen_by))
 
     @property
     def _executor(self) -> Executor:
@@ -313,9 +319,9 @@ def _require_least(config: RunConfig, machine: Machine) -> None:
         )
 
 
-def _require_memory(nbytes: int, machine: Machine, plan: Plan) -> None:
+def _require_memory(nbytes: int, machine: Machine, *plans: Plan) -> None:
     try:
-        machine.require_memory(nbytes, plan)
+        machine.require_memory(nbytes, *plans)
     except PlanError as error:
         raise InputError(f"{error}: {_SMALLER}") from None
 

@@ -8,5 +8,7 @@
 - `state` which steps may run now, as a pure state machine
 - `binding` arrays for values; `states` what lives from run to run, and where it is valid
 - `executor` memory, bound kernels and threads of a plan; `worker` the thread of one lane
+- `simulate` a plan in virtual time, `step_cost` what its steps cost, `bounds` what no schedule
+  undercuts
 - `trace` what a run did; `export` graphs and plans as JSON, GraphML and DOT
 """

@@ -97,7 +97,8 @@ def bind_arrays(
             spaces[space] = allocate_on(devices[device], nbytes)
     for value in graph.states:
         if value.name in memory.separate and value.name not in states:
-            states.add_derived(value, view(spaces[value.name], 0, value))
+            sources = [each.name for each in plan.derived[value.name].inputs]
+            states.add_derived(value, view(spaces[value.name], 0, value), sources)
         given, spec = states.get(value.name), value.spec
         if given is None or given.shape != spec.shape or given.dtype != spec.storage:
             raise PlanError(f"{graph.name}: no memory of {spec} for state %{value.name}")

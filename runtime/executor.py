@@ -29,7 +29,7 @@ from aieflow.runtime.plan import Plan, Step
 from aieflow.runtime.schedule import device_of
 from aieflow.runtime.states import States
 from aieflow.runtime.trace import Span, Trace
-from aieflow.runtime.transfer import HOST, reaches, side_of
+from aieflow.runtime.transfer import HOST, reaches, side_of, updated_states
 from aieflow.runtime.worker import Instruction, Worker
 
 NOTHING = np.empty(0, np.uint8)
@@ -53,6 +53,7 @@ class Executor:
         self.plan = plan
         self.states = states if isinstance(states, States) else States(states)
         self._devices = devices
+        self._updated = frozenset(updated_states(plan.graph))
         self._observer = observer
         self._owned: list[Array] = []  # host memory that this executor allocated
         missing = {device_of(lane) for lane in plan.schedule.lanes} - {HOST, *devices}
@@ -61,12 +62,17 @@ class Executor:
         if arena is None or arena.nbytes < plan.memory.arena_nbytes:
             arena = self._allocate(plan.memory.arena_nbytes)
         self.arena = arena
-        feeds = {value.name: self._allocate(value.spec.nbytes) for value in plan.graph.feeds}
-        self._arrays = bind_arrays(plan, devices, self.states, arena, feeds)
-        self._saved = {name: np.empty_like(self.states[name]) for name in plan.saved}
-        self._entries = self._bind_entries()
         self._locks: list[threading.Lock] = []
-        self._workers = self._open_workers()
+        try:
+            feeds = {value.name: self._allocate(value.spec.nbytes) for value in plan.graph.feeds}
+            self._arrays = bind_arrays(plan, devices, self.states, arena, feeds)
+            self._saved = {name: np.empty_like(self.states[name]) for name in plan.saved}
+            self._entries = self._bind_entries()
+            self._workers = self._open_workers()
+        except BaseException:  # what was adopted must not stay so
+            while self._owned:
+                release_host(devices, self._owned.pop())
+            raise
         self._is_clean = True  # every lock is held, as a run needs it
         self._is_closed = False
 
@@ -96,20 +102,22 @@ class Executor:
             for worker in self._workers:
                 worker.start()
             self._wait()
+            end = perf_counter_ns()
+            error = self._first_error()
+            if error is None:
+                self.states.outdate(self._updated, self.plan.exit)
+                self.states.set_valid(self.plan.exit)
+                self._is_clean = True
         except BaseException:  # Ctrl-C: leave no lane running
+            self._is_clean = False
             self._stop()
-            self._undo()
             raise
-        end = perf_counter_ns()
-        error = self._first_error()
         if error is not None:
-            self._undo()
+            self._stop()
             try:
                 raise error
             finally:
                 del error  # no cycle through this frame may keep buffers alive
-        self.states.set_valid(self.plan.exit)
-        self._is_clean = True
         return self._trace(begin, end) if traced else None
 
     def close(self) -> None:
@@ -168,7 +176,12 @@ class Executor:
             valid = self.states.valid(name)
             for side, call in calls:
                 if side not in valid and not (side == HOST and valid):
-                    call()
+                    try:
+                        call()
+                    except DeviceError as error:
+                        where = self.plan.memory.separate.get(name, (side, 0))[0]
+                        error.device = error.device or where
+                        raise
                     valid |= {side}
             self.states.set_valid({name: valid})
 
@@ -235,7 +248,11 @@ class Executor:
             step.part,
             step.parts,
         )
-        bound = device.bind(node, call)
+        try:
+            bound = device.bind(node, call)
+        except DeviceError as error:
+            error.device = error.device or device.name
+            raise
         return bound if self._observer is None else self._observed(step, bound, self._observer)
 
     def _observed(
@@ -279,11 +296,12 @@ class Executor:
             worker.wait()
 
     def _stop(self) -> None:
-        """Cancel the run and wait until every lane is idle, however often Ctrl-C comes."""
+        """Cancel the run, wait until every lane is idle, undo it, however often Ctrl-C comes."""
         while True:
             try:
                 self._cancel()
                 self._wait()
+                self._undo()
             except KeyboardInterrupt:
                 continue
             return

@@ -3,18 +3,19 @@
 `tools` opens devices and wraps them; whoever is handed a `Machine` needs to know no device.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from aieflow.devices.base import Device
-from aieflow.ops.errors import PlanError
+from aieflow.ops.errors import DeviceError, PlanError
 from aieflow.ops.graph import Graph, Value
 from aieflow.ops.op import Array
-from aieflow.runtime.binding import allocate_host, allocate_states
+from aieflow.runtime.binding import allocate_host, allocate_states, release_host
 from aieflow.runtime.executor import Executor, Observer
 from aieflow.runtime.placement import Placement, place_on
 from aieflow.runtime.plan import Plan
-from aieflow.runtime.policies.fixed import default_policy
+from aieflow.runtime.policies.fixed import RULES, default_policy
 from aieflow.runtime.states import States
 
 
@@ -61,10 +62,13 @@ class Machine:
         left = tuple(device for device in self.devices if device.name != name)
         for device in self.devices:
             if device.name == name:
-                device.close()
+                with contextlib.suppress(DeviceError):  # it has failed already
+                    device.close()
         placement = self.placement
         places = {op: device for op, device in placement.places.items() if device != name}
-        policy = default_policy(tuple(device.name for device in left))
+        policy = placement.policy
+        if name in RULES.get(policy, {}).values():
+            policy = default_policy(tuple(device.name for device in left))
         return replace(
             self, devices=left, placement=replace(placement, policy=policy, places=places)
         )
@@ -73,17 +77,23 @@ class Machine:
         """Bytes of host memory that `allocate` can hand out now."""
         return self.devices[0].free_nbytes()
 
-    def require_memory(self, nbytes: int, plan: Plan) -> None:
+    def require_memory(self, nbytes: int, plan: Plan, *others: Plan) -> None:
         """Raise PlanError that lists the accounts of `plan` unless every device has enough.
 
-        `nbytes` is what the host needs.
+        `nbytes` is what the host needs; `others` are opened beside `plan` on the same states.
         """
         used = {lane.partition(".")[0] for lane in plan.lanes}
         for position, device in enumerate(self.devices):
             needed = nbytes
             if position and device.is_separate:
-                separate = plan.memory.separate.values()
-                needed = sum(size for name, size in separate if name == device.name)
+                derived = {name for each in (plan, *others) for name in each.derived}
+                spaces = {
+                    (space if space in derived else (number, space)): size
+                    for number, each in enumerate((plan, *others))
+                    for space, (name, size) in each.memory.separate.items()
+                    if name == device.name
+                }
+                needed = sum(spaces.values())
             elif position:
                 needed -= plan.memory.accounts["packed"] + plan.memory.accounts["saved"]
             free = device.free_nbytes()
@@ -99,6 +109,10 @@ class Machine:
     def allocate(self, nbytes: int) -> Array:
         """New host memory that every device can reach, uint8; raises DeviceError."""
         return allocate_host(self._by_name(), nbytes)
+
+    def release(self, memory: Array) -> None:
+        """Let the devices forget memory of `allocate`; nothing of it may be in use."""
+        release_host(self._by_name(), memory)
 
     def allocate_states(self, graph: Graph, wanted: Iterable[Value] | None = None) -> States:
         """Zeroed memory by name for the states of a graph (or those wanted); raises DeviceError.

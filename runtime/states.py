@@ -5,7 +5,7 @@ no device. Whoever *writes* them says so with `touch`: what devices hold is then
 forms included, and the next run brings it up to date before it begins.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 from aieflow.ops.graph import Value
 from aieflow.ops.op import Array
@@ -17,7 +17,7 @@ class States(Mapping[str, Array]):
 
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         self._arrays = dict(arrays)
-        self._derived: set[str] = set()
+        self._derived: dict[str, frozenset[str]] = {}  # name -> states that it is made of
         self._valid: dict[str, frozenset[str]] = {}
         self.touch()
 
@@ -35,21 +35,27 @@ class States(Mapping[str, Array]):
         for name in self._arrays:
             self._valid[name] = frozenset() if name in self._derived else frozenset({HOST})
 
-    def add_derived(self, value: Value, array: Array) -> None:
+    def add_derived(self, value: Value, array: Array, sources: Iterable[str]) -> None:
         """Memory of a state that is made from others; it is not valid yet."""
         self._arrays[value.name] = array
-        self._derived.add(value.name)
+        self._derived[value.name] = frozenset(sources)
         self._valid[value.name] = frozenset()
 
     def drop_derived(self, names: Iterable[str] | None = None) -> None:
         """Forget derived states, all or those named, as when their device is gone."""
         for name in tuple(self._derived) if names is None else tuple(names):
-            self._derived.discard(name)
+            self._derived.pop(name, None)
             del self._arrays[name], self._valid[name]
 
     def valid(self, name: str) -> frozenset[str]:
         """The sides on which a state is valid; none where a derived one is out of date."""
         return self._valid[name]
+
+    def outdate(self, updated: frozenset[str], except_for: Container[str]) -> None:
+        """Note that a run has updated states: what it does not know is derived of them is old."""
+        for name, sources in self._derived.items():
+            if name not in except_for and not updated.isdisjoint(sources):
+                self._valid[name] = frozenset()
 
     def set_valid(self, valid: Mapping[str, frozenset[str]]) -> None:
         """Note what a run, or a transfer before it, has left."""

@@ -8,7 +8,7 @@ arrow for each wait between lanes.
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,23 +90,26 @@ def _union(intervals: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def write_chrome(traces: list[tuple[float, Trace]], path: Path) -> None:
     """Write runs, each with its start in seconds, as Chrome trace events; raises OSError."""
     events: list[dict[str, object]] = []
+    # A run that loses a device has another plan from then on, with other lanes.
+    lanes = dict.fromkeys(lane for _, trace in traces for lane in trace.plan.lanes)
+    track = {lane: number for number, lane in enumerate(lanes)}
+    events += _names(track)
     for start_s, trace in traces:
-        if not events:
-            events += _names(trace.plan)
-        events += _events(start_s, trace)
+        events += _events(start_s, trace, track)
     document = {"traceEvents": events, "displayTimeUnit": "ms"}
     path.write_text(json.dumps(document, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
-def _names(plan: Plan) -> Iterator[dict[str, object]]:
+def _names(tracks: Mapping[str, int]) -> Iterator[dict[str, object]]:
     yield {"ph": "M", "pid": 0, "name": "process_name", "args": {"name": "aieflow"}}
-    for track, lane in enumerate(plan.lanes):
+    for lane, track in tracks.items():
         yield {"ph": "M", "pid": 0, "tid": track, "name": "thread_name", "args": {"name": lane}}
 
 
-def _events(start_s: float, trace: Trace) -> Iterator[dict[str, object]]:
+def _events(
+    start_s: float, trace: Trace, track: Mapping[str, int]
+) -> Iterator[dict[str, object]]:
     plan = trace.plan
-    track = {lane: number for number, lane in enumerate(plan.lanes)}
     end_of = {span.step: _microseconds(start_s + span.end_s) for span in trace.spans}
     for span in trace.spans:
         step = plan.steps[span.step]

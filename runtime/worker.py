@@ -61,6 +61,7 @@ class Worker:
         """Forget the last run; to be called for all workers before the first is started."""
         self._is_traced = traced
         self.is_cancelled = False
+        self.completed = 0  # here, for a worker that Ctrl-C keeps from starting
         self.error = None
 
     def start(self) -> None:
@@ -93,7 +94,6 @@ class Worker:
                     for lock in instruction.waits:
                         lock.acquire()
                     if self.is_cancelled:
-                        self.completed = place
                         break
                     if self._is_traced:
                         self.starts[place] = perf_counter_ns()
@@ -105,12 +105,10 @@ class Worker:
                         instruction.call()
                         if instruction.finish is not None:
                             instruction.finish()
+                    self.completed = place + 1  # before the signals: cancelling may break them off
                     for lock in instruction.signals:
                         lock.release()
-                else:
-                    self.completed = len(self.program)
             except BaseException as error:
-                self.completed = place
                 if not self.is_cancelled:  # else a signal met a lock that cancelling had released
                     self.error = (self.program[place].step, error)
                     self._on_error()

@@ -104,8 +104,9 @@ def _overhead(asked: Asked) -> Report:
 
 
 CASES = (("mini", 8, 128), ("124M", 4, 64))
+LONGER_CASES = (*CASES, ("124M", 4, 256), ("124M", 2, 1024))
 BENCHMARKS: Mapping[str, Benchmark] = {
-    "train": Benchmark(_train, CASES, has_peer=True),
+    "train": Benchmark(_train, LONGER_CASES, has_peer=True),
     "memory": Benchmark(_memory, CASES),
     "scaling": Benchmark(_scaling, CASES),
     "gemm": Benchmark(_gemm, (("124M", 1, 256), ("124M", 4, 256))),
@@ -184,5 +185,5 @@ def _cases(
         return usual
     if preset not in PRESETS:
         raise InputError(f"--preset {preset}: must be one of {', '.join(PRESETS)}")
-    B, T = {known: (b, t) for known, b, t in usual}.get(preset, (1, 64))
+    B, T = next(((b, t) for known, b, t in usual if known == preset), (1, 64))
     return ((preset, batch_size or B, seq_len or T),)

@@ -19,6 +19,7 @@ from aieflow.tools.console import ERR, OUT
 from aieflow.tools.devices import devices
 from aieflow.tools.generate import generate
 from aieflow.tools.plan import plan
+from aieflow.tools.simulate import simulate_command
 from aieflow.tools.train import train
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app = typer.Typer(
 app.command("train")(train)
 app.command("generate")(generate)
 app.command("plan")(plan)
+app.command("simulate")(simulate_command)
 app.command("devices")(devices)
 app.command("bench")(bench)
 

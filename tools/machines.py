@@ -16,6 +16,7 @@ from aieflow.devices.base import Device
 from aieflow.devices.registry import DEVICES, cache_folder, open_device, survey
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.ops.catalogue import OPS
+from aieflow.ops.check import MATMUL_CHECK
 from aieflow.ops.errors import InputError
 from aieflow.profiles.machine_file import load_machine
 from aieflow.runtime.machine import Machine
@@ -67,6 +68,12 @@ def opened_machine(asked: MachineAsked) -> Iterator[Machine]:
         raise InputError(
             f"--policy {policy}: must be one of {', '.join(RULES)}{_like(policy, RULES)}"
         )
+    absent = sorted(set(RULES[policy].values()) - {"*", "cpu", *names})
+    if absent:
+        raise InputError(
+            f"--policy {policy}: {', '.join(absent)} is none of the devices, which are "
+            f"{', '.join(names)}: add it with --devices, or give another --policy"
+        )
     places = _places(asked.place, names)
     profile = None if asked.machine is None else load_machine(asked.machine)
     with ExitStack() as stack:
@@ -87,6 +94,12 @@ def opened_machine(asked: MachineAsked) -> Iterator[Machine]:
             devices.append(device)
         _require_kernels(places, devices)
         _require_all(devices)
+        home = devices[0]
+        if asked.check_devices and MATMUL_CHECK.name not in home.kernels:
+            raise InputError(
+                f"--check-devices: {home.name} has no kernel for the check: add the CPU: "
+                f"--devices cpu,{','.join(names)}"
+            )
         yield Machine(
             tuple(devices),
             Placement(policy, places, asked.slots, asked.check_devices),
@@ -108,6 +121,8 @@ def _names(asked: MachineAsked) -> tuple[str, ...]:
     for name in names:
         if name not in DEVICES:
             known = ", ".join((*DEVICES, AUTO))
+            if name == AUTO:
+                raise InputError(f"--devices {text}: {AUTO} stands alone")
             raise InputError(f"--devices {text}: {name!r} is none of {known}{_like(name, DEVICES)}")
         if names.count(name) > 1:
             raise InputError(f"--devices {text}: {name} stands there twice")
@@ -126,8 +141,10 @@ def _places(text: str | None, names: tuple[str, ...]) -> dict[str, str]:
         if device not in names:
             raise InputError(
                 f"--place {text}: {device!r} is none of the devices, which are {', '.join(names)}: "
-                "add it with --devices"
+                'add it with --devices, or give another --place (--place "" for none)'
             )
+        if op in places:
+            raise InputError(f"--place {text}: {op} stands there twice")
         places[op] = device
     return places
 

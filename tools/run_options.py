@@ -50,6 +50,10 @@ def asked_for(
         if not data:
             raise InputError("--data is empty: give a text file, a folder of them, or a .bin")
         settings["data"] = str(Path(data).absolute())
+    for name in ("machine", "xclbin"):  # a run may be resumed from another folder
+        file = settings.get(name)
+        if isinstance(file, str) and (name == "xclbin" or file.endswith(".toml")):
+            settings[name] = str(Path(file).absolute())
     return Asked(preset, init, sizes, settings)
 
 

@@ -134,14 +134,14 @@ def _print_throughput(run: RunFolder, trainer: Trainer, seconds: Sequence[float]
     rate = trainer.plan.graph.flops / median
     share = ""
     (device, *others) = trainer.machine.devices
-    if isinstance(device, CpuDevice) and not others:
+    if isinstance(device, CpuDevice) and not others and not trainer.emulated:
         peak = measure_gemm_rate(device)
         share = (
             f"\n            {rate / 1e9:.1f} GFLOP/s, {rate / peak:.0%} of the "
             f"{peak / 1e9:.0f} GFLOP/s that GEMM reaches here"
         )
-    if trainer.machine.emulated:
-        names = ", ".join(trainer.machine.emulated)
+    if trainer.emulated:
+        names = ", ".join(trainer.emulated)
         share = f"\n            emulated: {names}; these are the emulation's times, no hardware's"
     OUT.print(
         f"throughput  {tokens / median:,.0f} tokens/s (median training step "

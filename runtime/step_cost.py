@@ -1,0 +1,85 @@
+"""What each step of a plan costs: which device works, for how long alone, and at what power.
+
+A node on a compute lane is its device's work. All else (nodes and transfers on copy lanes, saved
+states) is the host's: there it costs time and power, and there it disturbs others.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from aieflow.profiles.machine_cost import HOST, MachineCost
+from aieflow.runtime.plan import Plan, Step
+from aieflow.runtime.schedule import device_of
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """What one step takes."""
+
+    device: str  # that does it
+    seconds: float  # while no other device is busy
+    watts: float = 0.0  # on top of the idle power, meanwhile
+
+
+class StepCost(Protocol):
+    """The costs of the steps of any plan."""
+
+    @property
+    def name(self) -> str:
+        """The machine."""
+        ...
+
+    @property
+    def idle_w(self) -> float:
+        """Watts of the whole machine while nothing runs."""
+        ...
+
+    def of(self, plan: Plan) -> tuple[StepWork, ...]:
+        """What each step of a plan takes, by its index."""
+        ...
+
+    def slowdown(self, device: str, others: Collection[str]) -> float:
+        """How many times longer a device's steps take while other devices are busy, too."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MachineStepCost:
+    """The step costs that a machine's cost model foretells."""
+
+    machine: MachineCost
+
+    @property
+    def name(self) -> str:
+        """The machine and its power source."""
+        return self.machine.name
+
+    @property
+    def idle_w(self) -> float:
+        """Watts of the whole machine while nothing runs."""
+        return self.machine.idle_w
+
+    def of(self, plan: Plan) -> tuple[StepWork, ...]:
+        """What each step of a plan takes, by its index."""
+        nbytes = {value.name: value.spec.nbytes for value in plan.graph.values}
+        works: list[StepWork] = []
+        for step in plan.steps:
+            device = working_device(step)
+            if step.kind == "node":
+                seconds = self.machine.node_s(device, plan.node_of(step), step.parts)
+            elif step.kind == "save":
+                seconds = self.machine.copy_s(nbytes[step.value])
+            else:
+                seconds = self.machine.transfer_s(device_of(step.lane), nbytes[step.value])
+            works.append(StepWork(device, seconds, self.machine.lane_w(device)))
+        return tuple(works)
+
+    def slowdown(self, device: str, others: Collection[str]) -> float:
+        """How many times longer a device's steps take while other devices are busy, too."""
+        return self.machine.slowdown(device, others)
+
+
+def working_device(step: Step) -> str:
+    """The device that does a step's work: the host where the lane only copies and converts."""
+    return HOST if ".copy" in step.lane else device_of(step.lane)
