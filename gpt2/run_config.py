@@ -62,7 +62,7 @@ class RunConfig:
     machine: str | None = None  # a described machine; None = this computer
     policy: str | None = None  # where nodes run; None = as the devices suggest
     place: str | None = None  # ops placed by hand, such as matmul=npu,layernorm=igpu
-    slots: int = 2  # buffers for each streamed operand of a device's own memory
+    slots: int = 3  # buffers for each streamed operand of a device's own memory
     on_device_failure: Literal["stop", "exclude"] = "stop"
     check_devices: bool = False  # hold products of other devices against the CPU's
     xclbin: str | None = None  # the NPU's design

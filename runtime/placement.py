@@ -23,7 +23,7 @@ class Placement:
 
     policy: str = "cpu"
     places: Mapping[str, str] = field(default_factory=dict)  # op -> device
-    slots: int = 2
+    slots: int = 3
     checks: bool = False  # hold products of other devices against the host's
 
 

@@ -106,9 +106,7 @@ def _names(tracks: Mapping[str, int]) -> Iterator[dict[str, object]]:
         yield {"ph": "M", "pid": 0, "tid": track, "name": "thread_name", "args": {"name": lane}}
 
 
-def _events(
-    start_s: float, trace: Trace, track: Mapping[str, int]
-) -> Iterator[dict[str, object]]:
+def _events(start_s: float, trace: Trace, track: Mapping[str, int]) -> Iterator[dict[str, object]]:
     plan = trace.plan
     end_of = {span.step: _microseconds(start_s + span.end_s) for span in trace.spans}
     for span in trace.spans:

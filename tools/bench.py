@@ -113,7 +113,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
     "ops": Benchmark(_ops, (("124M", 4, 256),), has_peer=True),
     "overhead": Benchmark(_overhead, ()),
     "opencl": Benchmark(_opencl, (("124M", 4, 256),)),
-    "overlap": Benchmark(_overlap, (("124M", 4, 256), ("124M", 4, 64))),
+    "overlap": Benchmark(_overlap, (("124M", 4, 64),)),
 }
 
 

@@ -35,6 +35,7 @@ from aieflow.tools.emulation import emulated_xrt, open_emulated_npu
 
 SLOTS = (1, 2, 3)
 MACHINE = "phoenix"
+RATES = (1.0, 0.1)  # of the described NPU's GEMM; at the second compute takes longer than transfers
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class OverlapRow:
     """The figures of one number of slots; seconds are medians of one run of all products."""
 
     machine: str  # described; its NPU is emulated and paced
+    npu_rate: float  # its GEMM rate is so many times the described one
     preset: str
     batch_size: int
     seq_len: int
@@ -83,10 +85,18 @@ def products_of(config: RunConfig) -> Graph:
 def measure_overlap(
     device: CpuDevice, preset: str, batch_size: int, seq_len: int, rounds: int
 ) -> list[OverlapRow]:
-    """Run all products `rounds` times with each number of slots, in turn."""
+    """Run all products `rounds` times with each number of slots, in turn, at each rate."""
+    return [
+        row for rate in RATES for row in _measure(device, preset, batch_size, seq_len, rounds, rate)
+    ]
+
+
+def _measure(
+    device: CpuDevice, preset: str, batch_size: int, seq_len: int, rounds: int, rate: float
+) -> list[OverlapRow]:
     config = RunConfig(model=PRESETS[preset], batch_size=batch_size, seq_len=seq_len)
     graph = products_of(config)
-    profile = load_machine(MACHINE)
+    profile = load_machine(MACHINE).with_value("npu.gemm_flops_per_s", f"{rate}x")
     emulator = emulated_xrt(profile, "paced")
     rng = np.random.default_rng(0)
     feeds: dict[str, Array] = {
@@ -108,13 +118,13 @@ def measure_overlap(
             assert trace is not None
             traces[slots].append(trace)
     return [
-        _row(preset, batch_size, seq_len, slots, len(graph.nodes), each[1:])
+        _row((preset, batch_size, seq_len), rate, slots, len(graph.nodes), each[1:])
         for slots, each in traces.items()
     ]
 
 
 def _row(
-    preset: str, batch_size: int, seq_len: int, slots: int, products: int, traces: list[Trace]
+    case: tuple[str, int, int], rate: float, slots: int, products: int, traces: list[Trace]
 ) -> OverlapRow:
     def busy(lane: str) -> float:
         return statistics.median(trace.busy_seconds(lane) for trace in traces)
@@ -126,9 +136,8 @@ def _row(
     ]
     return OverlapRow(
         MACHINE,
-        preset,
-        batch_size,
-        seq_len,
+        rate,
+        *case,
         slots,
         products,
         statistics.median(seconds),
@@ -148,15 +157,16 @@ def overlap_table(rows: list[OverlapRow]) -> Table:
     table = Table(
         box=None,
         pad_edge=False,
-        title="NPU emulated and paced; packs and unpacks are this computer's",
+        title="ms; NPU emulated and paced; packs and unpacks are this computer's",
         title_justify="left",
     )
-    headings = ("preset B x T", "slots", "emulated ms", "min - max", "compute", "in", "out")
+    headings = ("preset B x T", "NPU rate", "slots", "ms", "min - max", "compute", "in", "out")
     for heading in (*headings, "ideal", "over ideal", "overlap"):
         table.add_column(heading, justify="left" if "B x T" in heading else "right", no_wrap=True)
     for row in rows:
         table.add_row(
             f"{row.preset} {row.batch_size} x {row.seq_len}",
+            f"{row.npu_rate:g}x",
             str(row.slots),
             f"{row.emulated_seconds * 1e3:.1f}",
             f"{row.emulated_seconds_min * 1e3:.1f} - {row.emulated_seconds_max * 1e3:.1f}",

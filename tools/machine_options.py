@@ -32,7 +32,7 @@ Shards: TypeAlias = Annotated[
     int | None, typer.Option(help="Parts of each batch that are lowered separately.")
 ]
 Slots: TypeAlias = Annotated[
-    int | None, typer.Option(help="NPU buffers for each streamed operand; default: 2.")
+    int | None, typer.Option(help="NPU buffers for each streamed operand; default: 3.")
 ]
 OnDeviceFailure: TypeAlias = Annotated[
     Literal["stop", "exclude"] | None,

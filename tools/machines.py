@@ -35,7 +35,7 @@ class MachineAsked:
     machine: str | None = None
     policy: str | None = None
     place: str | None = None
-    slots: int = 2
+    slots: int = 3
     lanes: int | None = None
     on_device_failure: str = "stop"
     check_devices: bool = False
