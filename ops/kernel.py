@@ -59,18 +59,22 @@ class Kernel(Protocol):
     @property
     def name(self) -> str:
         """What tells it from other kernels of the op."""
+        ...
 
     @property
     def op(self) -> Op:
         """What it computes."""
+        ...
 
     @property
     def split(self) -> Callable[[Node], Split]:
         """How a node divides."""
+        ...
 
     @property
     def workspace(self) -> Callable[[Node], int]:
         """Bytes of workspace for each part of a node."""
+        ...
 
 
 Kernels = Mapping[str, Mapping[str, Kernel]]  # device name -> op name -> kernel

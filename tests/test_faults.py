@@ -271,7 +271,8 @@ class _Silent:
         self.events.append(f"without {exclusion.device}")
 
 
-TOKENS = TokenData(np.arange(400) % 50, np.arange(100) % 50, 50, None, "these tokens")
+IDS = (np.arange(400) % 50).astype(np.uint16)
+TOKENS = TokenData(IDS, IDS[:100], 50, None, "these tokens")
 
 
 def run_once(run: RunFolder, machine: Machine, spoil: Callable[[Trainer], None]) -> _Silent:

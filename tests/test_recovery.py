@@ -33,7 +33,8 @@ MODEL = ModelConfig(vocab_size=50, seq_len=16, layers=1, heads=2, channels=16)
 CONFIG = RunConfig(model=MODEL, batch_size=2, seq_len=8, steps=10)
 SPREAD = {"layernorm": "far", "gelu": "far", "matmul": "far", "adamw": "far"}
 SAMPLER = RandomTokens(50)
-TOKENS = TokenData(np.arange(400) % 50, np.arange(100) % 50, 50, None, "these tokens")
+IDS = (np.arange(400) % 50).astype(np.uint16)
+TOKENS = TokenData(IDS, IDS[:100], 50, None, "these tokens")
 
 
 @contextmanager
