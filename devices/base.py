@@ -102,13 +102,14 @@ class Device(ABC):
     def adopt(self, memory: Array) -> None:
         """Make host memory (uint8, page-aligned) reachable until `close`; raises DeviceError.
 
-        For devices that have copy lanes and no separate memory; bytes start valid on the host side.
+        Bytes start valid on the host side. A device that works on that side, or on buffers of its
+        own alone, has nothing to do.
         """
-        raise NotImplementedError(f"{self.name} adopts no memory")
+        return
 
     def disown(self, memory: Array) -> None:
-        """Forget memory that was adopted; nothing of it may be in use."""
-        raise NotImplementedError(f"{self.name} adopts no memory")
+        """Forget memory that was adopted, if it was; nothing of it may be in use."""
+        return
 
     @abstractmethod
     def free_nbytes(self) -> int:
@@ -124,9 +125,10 @@ class Device(ABC):
     def bind_transfer(self, region: Array, direction: Direction) -> Callable[[], None]:
         """The call that brings bytes of an adopted or allocated buffer to the other side.
 
-        It returns when they are there; raises DeviceError.
+        It returns when they are there; raises DeviceError. Where both sides are one, as on a device
+        without copy lanes, there is nothing to bring.
         """
-        raise NotImplementedError(f"{self.name} works on the host side")
+        return lambda: None
 
     def finish(self, lane: str) -> Callable[[], None] | None:
         """The call that waits until all work begun on `lane` is done, where calls return before."""

@@ -34,7 +34,7 @@ def allocate_host(devices: Devices, nbytes: int) -> Array:
     """
     home = next(iter(devices.values()))
     memory = allocate_on(home, nbytes)
-    for device in _adopters(devices):
+    for device in devices.values():
         if device is not home:
             try:
                 device.adopt(memory)
@@ -46,16 +46,8 @@ def allocate_host(devices: Devices, nbytes: int) -> Array:
 
 def release_host(devices: Devices, memory: Array) -> None:
     """Let devices forget memory of `allocate_host`."""
-    for device in _adopters(devices):
+    for device in devices.values():
         device.disown(memory)
-
-
-def _adopters(devices: Devices) -> Iterable[Device]:
-    return (
-        device
-        for device in devices.values()
-        if device.copy_lanes is not None and not device.is_separate
-    )
 
 
 def allocate_states(

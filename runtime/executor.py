@@ -53,6 +53,8 @@ class Executor:
         self.plan = plan
         self.states = states if isinstance(states, States) else States(states)
         self._devices = devices
+        self._reach = reaches(devices)
+        self._identities = self._name_executors()
         self._updated = frozenset(updated_states(plan.graph))
         self._observer = observer
         self._owned: list[Array] = []  # host memory that this executor allocated
@@ -264,7 +266,7 @@ class Executor:
             value.name: self._arrays[value.name] for value in self.plan.node_of(step).outputs
         }
         finish, fetch = device.finish(step.lane), list[Callable[[], None]]()
-        if side_of(step.lane, reaches(self._devices)) != HOST:
+        if side_of(step.lane, self._reach) != HOST:
             if device.is_separate:
                 return bound
             fetch = [device.bind_transfer(raw_bytes(each), "out") for each in outputs.values()]
@@ -343,20 +345,22 @@ class Executor:
         named.__cause__ = cause
         return named
 
-    def _identity(self, step: Step) -> str:
-        """What executes a step; packs, unpacks and copies of states are the host's work."""
-        device = self._devices.get(device_of(step.lane))
-        is_hosted = step.kind == "node" and side_of(step.lane, reaches(self._devices)) == HOST
-        if device is None or (is_hosted and device.copy_lanes is not None):
-            return next(iter(self._devices.values())).identity
-        return device.identity
+    def _name_executors(self) -> list[str]:
+        """What executes each step; packs, unpacks and copies of states are the host's work."""
+        host = next(iter(self._devices.values()))
+        names: list[str] = []
+        for step in self.plan.steps:
+            device = self._devices.get(device_of(step.lane), host)
+            is_packing = step.kind == "node" and side_of(step.lane, self._reach) == HOST
+            names.append((host if is_packing and device.is_separate else device).identity)
+        return names
 
     def _trace(self, begin: int, end: int) -> Trace:
         spans = [
             Span(
                 instruction.step,
                 worker.lane,
-                self._identity(self.plan.steps[instruction.step]),
+                self._identities[instruction.step],
                 (start - begin) / 1e9,
                 (stop - begin) / 1e9,
             )

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from aieflow.ops.graph import Value
 from aieflow.runtime.plan import Plan, Step
 
 
@@ -108,6 +109,7 @@ def _names(tracks: Mapping[str, int]) -> Iterator[dict[str, object]]:
 
 def _events(start_s: float, trace: Trace, track: Mapping[str, int]) -> Iterator[dict[str, object]]:
     plan = trace.plan
+    values = {value.name: value for value in plan.graph.values}
     end_of = {span.step: _microseconds(start_s + span.end_s) for span in trace.spans}
     for span in trace.spans:
         step = plan.steps[span.step]
@@ -120,7 +122,7 @@ def _events(start_s: float, trace: Trace, track: Mapping[str, int]) -> Iterator[
             "cat": plan.work_of(step),
             "ts": begin,
             "dur": round(end_of[span.step] - begin, 3),
-            "args": {**_arguments(plan, step), "executor": span.executor},
+            "args": {**_arguments(plan, step, values), "executor": span.executor},
         }
         for wait in step.waits:
             flow = {"pid": 0, "name": "wait", "cat": "wait", "id": f"{start_s}:{wait}:{step.index}"}
@@ -129,10 +131,10 @@ def _events(start_s: float, trace: Trace, track: Mapping[str, int]) -> Iterator[
             yield {**flow, "ph": "f", "bp": "e", "tid": track[span.lane], "ts": begin}
 
 
-def _arguments(plan: Plan, step: Step) -> dict[str, object]:
+def _arguments(plan: Plan, step: Step, values: Mapping[str, Value]) -> dict[str, object]:
     node = plan.node_of(step)
     if step.kind != "node":
-        (value,) = (each for each in plan.graph.values if each.name == step.value)
+        value = values[step.value]
         return {"value": str(value.spec), "nbytes": value.spec.nbytes, "for": node.name}
     return {
         "op": node.op.name,

@@ -1,5 +1,6 @@
 """Options that say where a program runs: the same words in every command."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
 import typer
@@ -7,6 +8,7 @@ import typer
 from aieflow.devices.registry import DEVICES
 from aieflow.runtime.policies.fixed import RULES
 
+Settings: TypeAlias = dict[str, int | float | str | bool | None]
 Devices: TypeAlias = Annotated[
     str | None,
     typer.Option(
@@ -48,3 +50,14 @@ AllowFp16: TypeAlias = Annotated[
 Xclbin: TypeAlias = Annotated[
     str | None, typer.Option(metavar="FILE", help="The NPU's design, where it is not emulated.")
 ]
+
+# The settings of a run that these options set, and `--lanes`.
+SETTINGS = (
+    *("lanes", "devices", "machine", "policy", "place", "slots", "on_device_failure"),
+    *("check_devices", "xclbin", "allow_fp16"),
+)
+
+
+def settings_among(options: Mapping[str, int | float | str | bool | None]) -> Settings:
+    """Those of a command's options that say where it runs; a flag that is off was not given."""
+    return {name: None if options[name] is False else options[name] for name in SETTINGS}

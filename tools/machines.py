@@ -23,6 +23,7 @@ from aieflow.runtime.machine import Machine
 from aieflow.runtime.placement import Placement
 from aieflow.runtime.policies.fixed import RULES, default_policy
 from aieflow.tools.emulation import open_emulated_npu
+from aieflow.tools.machine_options import SETTINGS
 
 AUTO = "auto"
 
@@ -45,18 +46,7 @@ class MachineAsked:
 
 def machine_of(config: RunConfig) -> MachineAsked:
     """What a run's settings say of its machine."""
-    return MachineAsked(
-        config.devices,
-        config.machine,
-        config.policy,
-        config.place,
-        config.slots,
-        config.lanes,
-        config.on_device_failure,
-        config.check_devices,
-        config.xclbin,
-        config.allow_fp16,
-    )
+    return MachineAsked(**{name: getattr(config, name) for name in SETTINGS})
 
 
 @contextmanager

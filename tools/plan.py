@@ -31,6 +31,7 @@ from aieflow.tools.machine_options import (
     Shards,
     Slots,
     Xclbin,
+    settings_among,
 )
 from aieflow.tools.machines import machine_of, opened_machine
 from aieflow.tools.model_options import (
@@ -101,6 +102,7 @@ def plan(
 
     Example: aieflow plan gpt2 --preset 124M --batch-size 4 --dot step.dot
     """
+    machine_settings = settings_among(locals())
     require_gpt2(model, "plan")
     sizes = {"layers": layers, "heads": heads, "channels": channels, "vocab_size": vocab_size}
     settings = {
@@ -109,17 +111,8 @@ def plan(
         "grad_accumulation": grad_accumulation,
         "dropout": dropout,
         "grad_clip": grad_clip,
-        "lanes": lanes,
-        "devices": devices,
-        "machine": machine,
-        "policy": policy,
-        "place": place,
         "shards": shards,
-        "slots": slots,
-        "on_device_failure": on_device_failure,
-        "check_devices": check_devices or None,
-        "xclbin": xclbin,
-        "allow_fp16": allow_fp16 or None,
+        **machine_settings,
     }
     planned = _planned(new_config(asked_for(preset, None, {**sizes, **settings})))
     drawings = {"--dot": (dot, dot_text), "--graphml": (graphml, graphml_text)}

@@ -16,14 +16,12 @@ from aieflow.gpt2.run_config import RunConfig, differences
 from aieflow.gpt2.run_folder import RunFolder, holds_run, open_run
 from aieflow.gpt2.tokenizer import Tokenizer
 from aieflow.ops.errors import InputError
+from aieflow.tools.machine_options import SETTINGS
 from aieflow.tools.model_options import model_from
 
 MODEL_SIZES = ("layers", "heads", "channels", "vocab_size")
 # What a resumed run may be told anew: where it runs, and where its data lie.
-FREE = (
-    *("check_finite", "lanes", "data", "devices", "machine", "policy", "place", "slots"),
-    *("on_device_failure", "check_devices", "xclbin", "allow_fp16"),
-)
+FREE = ("check_finite", "data", *SETTINGS)
 TOKENIZER_FILES = ("vocab.json", "tokenizer.json")
 
 

@@ -42,6 +42,7 @@ from aieflow.tools.machine_options import (
     Shards,
     Slots,
     Xclbin,
+    settings_among,
 )
 from aieflow.tools.machines import machine_of, opened_machine
 from aieflow.tools.model_options import (
@@ -143,6 +144,7 @@ def train(
 
     Example: aieflow train gpt2 --data book.txt --steps 2000 --out runs/book
     """
+    machine_settings = settings_among(locals())
     require_gpt2(model, "train")
     asked = asked_for(
         preset,
@@ -171,17 +173,8 @@ def train(
             "eval_batches": eval_batches,
             "checkpoint_every": checkpoint_every,
             "check_finite": check_finite or None,
-            "lanes": lanes,
-            "devices": devices,
-            "machine": machine,
-            "policy": policy,
-            "place": place,
             "shards": shards,
-            "slots": slots,
-            "on_device_failure": on_device_failure,
-            "check_devices": check_devices or None,
-            "xclbin": xclbin,
-            "allow_fp16": allow_fp16 or None,
+            **machine_settings,
         },
     )
     if trace is not None and not trace.absolute().parent.is_dir():
