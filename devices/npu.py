@@ -106,7 +106,7 @@ class NpuDevice(Device):
             if arguments < BUFFERS + 3:
                 raise DeviceError(
                     f"npu: {xclbin}: kernel {content.kernel} has {arguments} arguments, a GEMM "
-                    f"needs {BUFFERS + 3}: make it again with `aieflow npu`"
+                    f"needs {BUFFERS + 3}: make it again with mlir-aie"
                 )
             self._device.register_xclbin(handle)
             self._context = xrt.hw_context(self._device, handle.get_uuid())
@@ -279,12 +279,12 @@ class NpuDevice(Device):
         if not found.any():
             raise DeviceError(
                 "npu: a product of ones gives zeros: the xclbin is for another generation than "
-                f"this NPU ({self._identity}): build it with `aieflow npu` for the right one"
+                f"this NPU ({self._identity}): build it with mlir-aie for the right one"
             )
         raise DeviceError(
             f"npu: a product of ones gives {found[found != size.K][0]} instead of {size.K}: the "
             "xclbin holds another design than it says, or the NPU is in a bad state: build it "
-            "again with `aieflow npu`, and reload the amdxdna module"
+            "again with mlir-aie, and reload the amdxdna module"
         )
 
 
@@ -365,15 +365,15 @@ def check_xclbin(path: Path, content: Xclbin, design: GemmDesign, chip: str) -> 
     if content.is_emulated and not is_emulated:
         raise DeviceError(
             f"npu: {path} is for the emulator and holds no program for {chip}: build one with "
-            "mlir-aie (`aieflow npu`)"
+            "mlir-aie"
         )
     if content.generation is not None and content.generation != wanted:
         raise DeviceError(
             f"npu: {path} is for the generation {content.generation}, not {wanted}: it would give "
-            "zeros: build it for this one with `aieflow npu`"
+            "zeros: build it for this one with mlir-aie"
         )
     if content.design is not None and read_design(content) != design:
         raise DeviceError(
             f"npu: {path} holds the design {dict(content.design)}, not {design}: build it again "
-            "with `aieflow npu`"
+            "with mlir-aie"
         )

@@ -47,7 +47,7 @@ MAX_SECTIONS = 256
 MAX_NBYTES = 1 << 30
 DPU = 7  # IP type of a kernel that runs instruction streams
 FORMAT = "aieflow NPU design"
-REMEDY = "make it again with `aieflow npu`"
+REMEDY = "make it again with mlir-aie"
 
 Json = Mapping[str, Any]  # parsed JSON, whose values the type system cannot follow
 

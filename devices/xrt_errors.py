@@ -49,7 +49,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"CREATE_HWCTX",
-        "the driver refuses the xclbin: build it for this NPU's generation with `aieflow npu`, and "
+        "the driver refuses the xclbin: build it for this NPU's generation with mlir-aie, and "
         "check `dmesg`",
     ),
     (
@@ -75,10 +75,10 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         r"SYNC_BO|past buffer size",
         "a buffer is smaller than what is moved: this is a fault of aieflow, please report it",
     ),
-    (r"No such kernel", "the xclbin is not aieflow's: make one with `aieflow npu`"),
+    (r"No such kernel", "the xclbin is not aieflow's: make one with mlir-aie"),
     (
         r"failed to open xclbin|No such file|xclbin",
-        "give the path of an xclbin that `aieflow npu` made",
+        "give the path of an xclbin that mlir-aie made",
     ),
 )
 UNKNOWN = "check `dmesg` and `xrt-smi examine`"

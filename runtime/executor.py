@@ -61,11 +61,11 @@ class Executor:
         missing = {device_of(lane) for lane in plan.schedule.lanes} - {HOST, *devices}
         if missing:
             raise PlanError(f"{plan.graph.name}: the plan has lanes of {sorted(missing)}")
-        if arena is None or arena.nbytes < plan.memory.arena_nbytes:
-            arena = self._allocate(plan.memory.arena_nbytes)
-        self.arena = arena
         self._locks: list[threading.Lock] = []
         try:
+            if arena is None or arena.nbytes < plan.memory.arena_nbytes:
+                arena = self._allocate(plan.memory.arena_nbytes)
+            self.arena = arena
             feeds = {value.name: self._allocate(value.spec.nbytes) for value in plan.graph.feeds}
             self._arrays = bind_arrays(plan, devices, self.states, arena, feeds)
             self._saved = {name: np.empty_like(self.states[name]) for name in plan.saved}

@@ -41,11 +41,11 @@ class States(Mapping[str, Array]):
         self._derived[value.name] = frozenset(sources)
         self._valid[value.name] = frozenset()
 
-    def drop_derived(self, names: Iterable[str] | None = None) -> None:
-        """Forget derived states, all or those named, as when their device is gone."""
-        for name in tuple(self._derived) if names is None else tuple(names):
-            self._derived.pop(name, None)
+    def drop_derived(self) -> None:
+        """Forget all derived states, as when a device is gone: plans that need them add them."""
+        for name in self._derived:
             del self._arrays[name], self._valid[name]
+        self._derived.clear()
 
     def valid(self, name: str) -> frozenset[str]:
         """The sides on which a state is valid; none where a derived one is out of date."""

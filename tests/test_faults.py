@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from event_watcher import EventWatcher
 
 from aieflow.devices.cpu import CpuDevice
 from aieflow.devices.fake import FakeDevice
@@ -22,7 +23,7 @@ from aieflow.gpt2.data import TokenData
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.run_folder import RunFolder, create_run
 from aieflow.gpt2.train import restore, train
-from aieflow.gpt2.trainer import Exclusion, StepRecord, Trainer
+from aieflow.gpt2.trainer import Trainer
 from aieflow.ops.errors import DeviceError
 from aieflow.ops.op import Array
 from aieflow.profiles.machine_file import load_machine
@@ -252,32 +253,13 @@ def fill(trainer: Trainer, values: dict[str, Array]) -> None:
         kinds[kind][name][...] = array
 
 
-class _Silent:
-    """A watcher that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-
-    def on_training_step(self, record: StepRecord) -> None:
-        self.events.append(f"step {record.training_step}")
-
-    def on_evaluation(self, training_step: int, validation_loss: float) -> None:
-        self.events.append(f"evaluation {training_step}")
-
-    def on_checkpoint(self, path: Path) -> None:
-        self.events.append(path.name)
-
-    def on_exclusion(self, exclusion: Exclusion) -> None:
-        self.events.append(f"without {exclusion.device}")
-
-
 IDS = (np.arange(400) % 50).astype(np.uint16)
 TOKENS = TokenData(IDS, IDS[:100], 50, None, "these tokens")
 
 
-def run_once(run: RunFolder, machine: Machine, spoil: Callable[[Trainer], None]) -> _Silent:
+def run_once(run: RunFolder, machine: Machine, spoil: Callable[[Trainer], None]) -> EventWatcher:
     """A process's worth of a run; `spoil` is called before it."""
-    watcher = _Silent()
+    watcher = EventWatcher()
     with closing(Trainer(run.config, machine)) as trainer:
         trainer.warm_up()
         state = restore(run, trainer, TOKENS, None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from event_watcher import EventWatcher
 
 from aieflow.devices.cpu import CpuDevice
 from aieflow.devices.fake import FakeDevice
@@ -17,7 +18,7 @@ from aieflow.gpt2.data import TokenData
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.run_folder import RunFolder, create_run
 from aieflow.gpt2.train import restore, train
-from aieflow.gpt2.trainer import Exclusion, StepRecord, Trainer, training_graph
+from aieflow.gpt2.trainer import Trainer, training_graph
 from aieflow.ops.errors import DeviceError
 from aieflow.ops.graph import Node
 from aieflow.ops.kernel import Call
@@ -159,28 +160,11 @@ def test_an_exclusion_keeps_the_policy_that_does_without_the_device() -> None:
     assert needed.without("npu").placement.policy != "gemm-on-npu"
 
 
-class _Watcher:
-    def __init__(self) -> None:
-        self.events: list[str] = []
-
-    def on_training_step(self, record: StepRecord) -> None:
-        self.events.append(f"step {record.training_step}")
-
-    def on_evaluation(self, training_step: int, validation_loss: float) -> None:
-        self.events.append(f"evaluation {training_step}")
-
-    def on_checkpoint(self, path: Path) -> None:
-        self.events.append(path.name)
-
-    def on_exclusion(self, exclusion: Exclusion) -> None:
-        self.events.append(f"without {exclusion.device}")
-
-
 def run_once(
     run: RunFolder, machine: Machine, spoil: Callable[[Trainer], None] = lambda trainer: None
 ) -> tuple[list[str], DeviceError | None]:
     """A process's worth of a run: what happened, and what ended it."""
-    watcher = _Watcher()
+    watcher = EventWatcher()
     with closing(Trainer(run.config, machine)) as trainer:
         trainer.warm_up()
         state = restore(run, trainer, TOKENS, None)
