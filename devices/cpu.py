@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from aieflow.devices.base import PAGE, Buffer, Device
 from aieflow.ops.cpu.catalogue import KERNELS
 from aieflow.ops.cpu.check import MATMUL_CHECK_KERNEL
+from aieflow.ops.cpu.gemm import workspace_nbytes
 from aieflow.ops.cpu.matmul import MATMUL
 from aieflow.ops.errors import DeviceError
 from aieflow.ops.graph import Node
@@ -125,7 +126,8 @@ def measure_gemm_rate(device: CpuDevice, rounds: int = 5) -> float:
 
 
 def _gemm(a: Array, b: Array, out: Array) -> Callable[[], None]:
-    return MATMUL.bind(Call((a, b), (out,), {}, np.empty(0, np.uint8)))
+    workspace = np.empty(workspace_nbytes(*a.shape), np.uint8)
+    return MATMUL.bind(Call((a, b), (out,), {}, workspace))
 
 
 def _copy(source: Array, target: Array) -> Callable[[], None]:

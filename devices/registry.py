@@ -25,7 +25,7 @@ from aieflow.devices.cpu import CpuDevice, usable_cores
 from aieflow.devices.igpu_survey import survey_igpu
 from aieflow.devices.npu_survey import survey_npu
 from aieflow.devices.surroundings import Finding, Surroundings, gib, read_text
-from aieflow.ops.cpu.blas import find_mkl
+from aieflow.ops.cpu.vector import has_wide_registers
 from aieflow.ops.errors import DeviceError, InputError
 
 if TYPE_CHECKING:
@@ -163,8 +163,8 @@ def _survey_cpu(around: Surroundings) -> Finding:
     facts = {
         "cores": f"{cores} usable, {psutil.cpu_count() or cores} in the computer",
         "memory": f"{gib(memory.total)}, {gib(memory.available)} free",
-        "BLAS": ("products by MKL; " if find_mkl() else "")
-        + describe_blas(threadpoolctl.threadpool_info()),
+        "large products": "aieflow's own tiles" if has_wide_registers() else "through BLAS",
+        "BLAS": describe_blas(threadpoolctl.threadpool_info()),
         "numba": f"{version('numba')} for {llvmlite.binding.get_host_cpu_name()}",
         "instructions": describe_instructions(llvmlite.binding.get_host_cpu_features()),
     }

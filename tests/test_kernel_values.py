@@ -3,7 +3,6 @@
 Also what their speed rests on: exp is right to 3e-7 and loops over it are vectorised.
 """
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -17,7 +16,6 @@ import numpy as np
 import pytest
 
 from aieflow.ops.catalogue import OPS
-from aieflow.ops.cpu import blas
 from aieflow.ops.cpu.catalogue import KERNELS
 from aieflow.ops.cpu.compile import compiled, forget_stale
 from aieflow.ops.cpu.exponential import exponential
@@ -232,24 +230,3 @@ def test_without_a_place_for_a_cache_kernels_are_compiled_all_the_same(
 
     monkeypatch.setattr("numba.core.dispatcher.Dispatcher.enable_caching", no_locator)
     assert compiled(twice)(21.0) == 42.0
-
-
-def test_mkl_is_found_where_its_package_has_the_library(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def listed(*names: str) -> Callable[[str], list[importlib.metadata.PackagePath]]:
-        paths = [importlib.metadata.PackagePath(name) for name in names]
-        for path in paths:
-            path.dist = importlib.metadata.PathDistribution(tmp_path / "mkl.dist-info")  # type: ignore[assignment]
-        return lambda package: paths if package == "mkl" else []
-
-    library = tmp_path / "lib" / "libmkl_rt.so.2"
-    monkeypatch.setattr(
-        importlib.metadata, "files", listed("lib/libmkl_core.so", "lib/libmkl_rt.so.2")
-    )
-    assert blas.find_mkl.__wrapped__() is None  # listed, but not there
-    library.parent.mkdir()
-    library.touch()
-    assert blas.find_mkl.__wrapped__() == library
-    monkeypatch.setattr(importlib.metadata, "files", listed())
-    assert blas.find_mkl.__wrapped__() is None

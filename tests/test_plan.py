@@ -16,13 +16,13 @@ from aieflow.ops.builder import Builder
 from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph, Node, Value
 from aieflow.ops.interpret import interpret
-from aieflow.ops.kernel import Call, HostKernel, Split, share
+from aieflow.ops.kernel import Call, HostKernel, Kernels, Split, share
 from aieflow.ops.op import Array
 from aieflow.ops.pointwise import ADD, GELU
 from aieflow.ops.spec import Spec
 from aieflow.runtime.memory import ARENA
 from aieflow.runtime.placement import place
-from aieflow.runtime.plan import Kernels, Plan, Step, compile_plan
+from aieflow.runtime.plan import Plan, Step, compile_plan
 from aieflow.runtime.schedule import Schedule
 from aieflow.runtime.state import RunState
 

@@ -1,18 +1,15 @@
-"""One symbol, `aieflow_sgemm`, that compiled kernels call for every matrix product.
+"""One symbol, `aieflow_sgemm`, that compiled kernels call for small matrix products.
 
-`load` makes it stand for the `cblas_sgemm` of MKL where that is installed (the extra `mkl`), else
-of the BLAS that NumPy brought along, found among the libraries in this process. Kernels name the
-symbol and hold no address, so their code can be cached on disk. A BLAS with 32-bit sizes is called
-through a thunk; where there is none (NumPy built on Accelerate, say) the symbol stands for a plain
-loop, right but slow, and `load` says so. BLAS's own threads are for the device to switch off; MKL
-is told to have none.
+`load` makes it stand for the `cblas_sgemm` of the BLAS that NumPy brought along, found among the
+libraries in this process. Kernels name the symbol and hold no address, so their code can be cached
+on disk. A BLAS with 32-bit sizes is called through a thunk; where there is none (NumPy built on
+Accelerate, say) the symbol stands for a plain loop, right but slow, and `load` says so. BLAS's own
+threads are for the device to switch off.
 """
 
 import ctypes
 import functools
-import importlib.metadata
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import llvmlite.binding
@@ -31,7 +28,6 @@ CANDIDATES = (
     ("scipy_cblas_sgemm", 32),
     ("cblas_sgemm", 32),
 )
-SEQUENTIAL = 1  # MKL's number for the threading layer without threads
 ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112  # CBLAS's own numbers
 
 _numba: Any = numba  # whose annotations differ from version to version
@@ -134,11 +130,6 @@ def _plain(
 @functools.cache
 def load() -> bool:
     """Make the symbol stand for the BLAS of this process; whether there is one."""
-    mkl = find_mkl()
-    if mkl is not None:
-        library = ctypes.CDLL(str(mkl))
-        if library.MKL_Set_Threading_Layer(SEQUENTIAL) == SEQUENTIAL:
-            return register(str(mkl), "cblas_sgemm_64", 64)
     libraries = [
         library["filepath"]
         for library in threadpoolctl.threadpool_info()
@@ -149,17 +140,6 @@ def load() -> bool:
             return True
     register_plain()
     return False
-
-
-@functools.cache
-def find_mkl() -> Path | None:
-    """The library of the package `mkl`, where it is installed."""
-    try:
-        files = importlib.metadata.files("mkl") or ()
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    found = (Path(str(file.locate())) for file in files if file.name.startswith("libmkl_rt.so"))
-    return next((path for path in found if path.exists()), None)
 
 
 def register(path: str, name: str, bits: int) -> bool:

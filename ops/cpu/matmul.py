@@ -1,55 +1,132 @@
-"""Matrix products through BLAS, and column sums.
+"""Matrix products, by our own tiles or through BLAS, and column sums.
 
-What is added to a product (bias, addend) is written into the output first, and BLAS adds the
-product to it (beta = 1): no temporary array. A product of many rows is divided by rows, so that a
-lane goes on with its own rows of a tensor. One of few rows is divided by columns: BLAS packs B
-anew in each call, and so each part packs its own columns only.
+Products of some size go by tiles (`gemm`) on processors with AVX-512, and wherever there is no
+BLAS; all others go through BLAS. What is added to a product (bias, addend) needs no temporary:
+tiles add it as they write, and for BLAS it is written into the output first (beta = 1). A product
+of many rows is divided by rows, so that a lane goes on with its own rows of a tensor. One of few
+rows is divided by columns: B is packed anew in each part, and so each packs its own columns only.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from aieflow.ops import matmul
-from aieflow.ops.cpu import blas
+from aieflow.ops.cpu import blas, gemm
 from aieflow.ops.cpu.compile import compiled
-from aieflow.ops.cpu.operand import NO_FLOATS, address, flat, floats, idle, is_same, matrix
+from aieflow.ops.cpu.operand import NO_FLOATS, address, flat, idle, is_same, matrix
+from aieflow.ops.cpu.vector import FLOAT, TILE_COLUMNS, has_wide_registers
 from aieflow.ops.graph import Node
 from aieflow.ops.kernel import Call, HostKernel, Split
 from aieflow.ops.matmul import matmul_operands
-from aieflow.ops.op import Array
+from aieflow.ops.op import Array, Attrs
 
 FEW_ROWS = 512  # up to here a product is divided by columns, unless A is transposed
-STRIP = 16  # columns that stay together: a cache line
-FLOAT = 4  # bytes
-PLAIN_ROWS = 256  # rows of the temporary block where NumPy multiplies instead of BLAS
+LEAST_TILED_ROWS = 64  # below, packing B costs more than tiles bring
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
 def _split_matmul(node: Node) -> Split:
     out = node.output_specs[0]
     _, addend = matmul_operands(node.attrs)
-    if _is_by_columns(out.rows, bool(node.attrs.get("transpose_a"))):
+    if _is_by_columns(out.rows, node.attrs):
         # Columns are no leading rows; but a part reads the addend only where it writes.
         alike = frozenset({addend} if addend is not None else ())
-        return Split(-(-out.columns // STRIP), alike=alike)
+        return Split(-(-out.columns // TILE_COLUMNS), alike=alike)
     inputs = {addend} if addend is not None else set()
     if not node.attrs.get("transpose_a"):
         inputs.add(0)
     return Split(out.rows, frozenset(inputs), frozenset({0}))
 
 
-def _is_by_columns(rows: int, transpose_a: bool) -> bool:
-    return rows <= FEW_ROWS and not transpose_a
+def _is_by_columns(rows: int, attrs: Attrs) -> bool:
+    return rows <= FEW_ROWS and not attrs.get("transpose_a")
+
+
+def is_by_tiles(rows: int) -> bool:
+    """Whether a product of so many rows goes by our own tiles here."""
+    return not blas.load() or (rows >= LEAST_TILED_ROWS and has_wide_registers())
 
 
 def _workspace_matmul(node: Node) -> int:
-    out = node.output_specs[0]
-    return 0 if blas.load() else FLOAT * min(out.rows, PLAIN_ROWS) * out.columns
+    rows, a = node.output_specs[0].rows, node.input_specs[0]
+    inner = a.rows if node.attrs.get("transpose_a") else a.columns
+    return gemm.workspace_nbytes(rows, inner) if is_by_tiles(rows) else 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """One part's operands: the block of out (M, N) that it computes, A, B, and what is added."""
+
+    out: Array
+    a: Array
+    b: Array
+    transposed: tuple[bool, bool]
+    block: tuple[int, int, int, int]  # rows and columns [first, last)
+    bias: Array | None  # (N,)
+    addend: Array | None  # (M, N)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether this part has nothing to do."""
+        first_row, last_row, first, last = self.block
+        return first_row == last_row or first == last
+
+
+def product_of(call: Call) -> Product:
+    """The operands of one part of a product."""
+    out = matrix(call.outputs[0])
+    M, N = out.shape
+    first_row, last_row, first, last = 0, M, 0, N
+    if _is_by_columns(M, call.attrs):
+        first, last = (min(N, TILE_COLUMNS * unit) for unit in call.share(-(-N // TILE_COLUMNS)))
+    else:
+        first_row, last_row = call.share(M)
+    at_bias, at_addend = matmul_operands(call.attrs)
+    bias = flat(call.inputs[at_bias]) if at_bias is not None else None
+    addend = matrix(call.inputs[at_addend]) if at_addend is not None else None
+    if bias is not None and is_same(bias, out):  # possible where M is 1: the two are alike
+        start = bias.reshape(1, N)
+        bias = None if addend is None else flat(addend)
+        addend = start
+    transposed = bool(call.attrs.get("transpose_a")), bool(call.attrs.get("transpose_b"))
+    block = (first_row, last_row, first, last)
+    a, b = matrix(call.inputs[0]), matrix(call.inputs[1])
+    return Product(out, a, b, transposed, block, bias, addend)
+
+
+def _bind_matmul(call: Call) -> Callable[[], None]:
+    product = product_of(call)
+    if product.is_empty:
+        return idle
+    if is_by_tiles(len(product.out)):
+        return bind_tiles(product, call.workspace)
+    return bind_blas(product)
+
+
+def bind_tiles(product: Product, workspace: Array) -> Callable[[], None]:
+    """A call that computes one part by our own tiles; workspace: `gemm.workspace_nbytes`."""
+    bias, addend = product.bias, product.addend
+    sources = gemm.Sources(
+        NO_FLOATS if bias is None else bias,
+        NO_FLOATS.reshape(1, 1) if addend is None else addend,
+        bias is not None,
+        addend is not None,
+    )
+    inner = product.a.shape[0 if product.transposed[0] else 1]
+    memory = gemm.workspace(workspace, len(product.out), inner)
+
+    def run() -> None:
+        gemm.multiply(
+            product.out, product.a, product.b, product.transposed, product.block, sources, memory
+        )
+
+    return run
 
 
 @compiled
-def _product(
+def _blas_product(
     out: Array,
     bias: Array,
     addend: Array,
@@ -86,74 +163,28 @@ def _product(
     blas.sgemm(transpose_a, transpose_b, rows, width, inner, ONE, a, lda, b, ldb, beta, c, columns)
 
 
-def bind_matmul(call: Call, through_blas: bool = True) -> Callable[[], None]:
-    """Bind a product; without BLAS it goes through np.matmul and a temporary block."""
-    out = matrix(call.outputs[0])
-    M, N = out.shape
-    first_row, last_row, first, last = 0, M, 0, N
-    if _is_by_columns(M, bool(call.attrs.get("transpose_a"))):
-        first, last = (min(N, STRIP * strip) for strip in call.share(-(-N // STRIP)))
-    else:
-        first_row, last_row = call.share(M)
-    if first_row == last_row or first == last:
-        return idle
-    a, b = matrix(call.inputs[0]), matrix(call.inputs[1])
-    transpose_a = bool(call.attrs.get("transpose_a"))
-    transpose_b = bool(call.attrs.get("transpose_b"))
-    at_bias, at_addend = matmul_operands(call.attrs)
-    bias = flat(call.inputs[at_bias]) if at_bias is not None else None
-    addend = matrix(call.inputs[at_addend]) if at_addend is not None else None
-    if bias is not None and is_same(bias, out):  # possible where M is 1: the two are alike
-        start = bias.reshape(1, N)
-        bias = None if addend is None else flat(addend)
-        addend = start
-    if not (through_blas and blas.load()):
-        a_block = a[:, first_row:last_row].T if transpose_a else a[first_row:last_row]
-        b_block = b[first:last].T if transpose_b else b[:, first:last]
-        temporary = floats(call.workspace, min(M, PLAIN_ROWS) * (last - first))
-        place = (slice(first_row, last_row), slice(first, last))
-        return _bind_numpy(
-            a_block,
-            b_block,
-            out[place],
-            None if bias is None else bias[first:last],
-            None if addend is None else addend[place],
-            temporary.reshape(-1, last - first),
-        )
+def bind_blas(product: Product) -> Callable[[], None]:
+    """A call that computes one part through BLAS; needs `blas.load`."""
+    out, a, b, bias, addend = product.out, product.a, product.b, product.bias, product.addend
+    transpose_a, transpose_b = product.transposed
+    first_row, _, first, _ = product.block
     lda, ldb = a.shape[1], b.shape[1]
     inner = a.shape[0] if transpose_a else lda
     a_address = address(a) + FLOAT * first_row * (1 if transpose_a else lda)
     b_address = address(b) + FLOAT * first * (ldb if transpose_b else 1)
     is_in_place = addend is not None and is_same(addend, out)
     has = (bias is not None, addend is not None, is_in_place)
-    bias = NO_FLOATS if bias is None else bias
-    addend = NO_FLOATS.reshape(1, 1) if addend is None else addend
-    block = (first_row, last_row, first, last)
+    some_bias = NO_FLOATS if bias is None else bias
+    some_addend = NO_FLOATS.reshape(1, 1) if addend is None else addend
     operands = (inner, a_address, lda, transpose_a, b_address, ldb, transpose_b)
 
-    def run(alive: tuple[Array, Array] = (a, b)) -> None:
-        _product(out, bias, addend, has, block, operands)
-
-    return run
-
-
-def _bind_numpy(
-    a: Array, b: Array, out: Array, bias: Array | None, addend: Array | None, temporary: Array
-) -> Callable[[], None]:
     def run() -> None:
-        for first in range(0, len(out), PLAIN_ROWS):
-            rows = slice(first, first + PLAIN_ROWS)
-            target = out[rows] if addend is None else temporary[: len(out[rows])]
-            np.matmul(a[rows], b, out=target)
-            if addend is not None:
-                np.add(target, addend[rows], out=out[rows])
-            if bias is not None:
-                np.add(out[rows], bias, out=out[rows])
+        _blas_product(product.out, some_bias, some_addend, has, product.block, operands)
 
     return run
 
 
-MATMUL = HostKernel("blas", matmul.MATMUL, bind_matmul, _split_matmul, _workspace_matmul)
+MATMUL = HostKernel("gemm", matmul.MATMUL, _bind_matmul, _split_matmul, _workspace_matmul)
 
 
 def _split_column_sum(node: Node) -> Split:
