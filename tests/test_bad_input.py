@@ -172,7 +172,9 @@ def test_what_only_the_plan_shows_to_be_too_large(
 ) -> None:
     monkeypatch.setattr("aieflow.devices.cpu.CpuDevice.free_nbytes", lambda self: 450_000)
     result = aieflow("train", "gpt2", *QUICK, "--data", text, "--out", tmp_path / "run")
-    _refused(result, "B=2, T=16", "MiB of memory (parameters 0.08 MiB", "use a smaller --batch-size")
+    _refused(
+        result, "B=2, T=16", "MiB of memory (parameters 0.08 MiB", "use a smaller --batch-size"
+    )
     assert not (tmp_path / "run").exists()
 
 

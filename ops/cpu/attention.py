@@ -1,5 +1,7 @@
 """Causal attention by blocks of query rows: BLAS products and a softmax over what lies between.
 
+Whole blocks go by our own tiles instead, where the processor has the registers (`attention_tiles`).
+
 For one block of queries of one head the scores against all keys up to the block's end are made in
 the part's workspace, turned into exponentials in place and multiplied with the values, so nothing
 right of the diagonal's block is computed and nothing of size T x T is kept. Backward makes the
@@ -15,7 +17,7 @@ from typing import TypeAlias
 import numpy as np
 
 from aieflow.ops import attention
-from aieflow.ops.cpu import blas
+from aieflow.ops.cpu import attention_tiles, blas
 from aieflow.ops.cpu.compile import compiled
 from aieflow.ops.cpu.exponential import exponential
 from aieflow.ops.cpu.mask import is_kept, stream_offset, threshold
@@ -293,10 +295,19 @@ def _bind_forward(call: Call) -> Callable[[], None]:
     blas.load()
     qkv, out, lse = flat(call.inputs[0]), flat(call.outputs[0]), flat(call.outputs[1])
     T, H, D = _sizes(call)
-    shares = floats(call.workspace, BLOCK)
-    scores = floats(call.workspace, BLOCK * (T + 1))[BLOCK:]
     key, stream, least, keep_scale = _dropout(call, 1)
     sizes, heads_share = (T, H, D), _heads_share(call)
+    if attention_tiles.is_by_tiles(T, D):
+        memory = floats(call.workspace, attention_tiles.forward_floats(T, D))
+
+        def run_tiles() -> None:
+            attention_tiles.forward(
+                qkv, out, lse, memory, key, sizes, heads_share, stream, least, keep_scale
+            )
+
+        return run_tiles
+    shares = floats(call.workspace, BLOCK)
+    scores = floats(call.workspace, BLOCK * (T + 1))[BLOCK:]
 
     def run() -> None:
         _forward(qkv, out, lse, scores, shares, key, sizes, heads_share, stream, least, keep_scale)
@@ -304,12 +315,24 @@ def _bind_forward(call: Call) -> Callable[[], None]:
     return run
 
 
+def _forward_workspace(node: Node) -> int:
+    T, D = _length_and_width(node)
+    if attention_tiles.is_by_tiles(T, D):
+        return FLOAT * attention_tiles.forward_floats(T, D)
+    return FLOAT * BLOCK * (T + 1)
+
+
+def _length_and_width(node: Node) -> tuple[int, int]:
+    _, T, three_c = node.input_specs[0].shape
+    return T, three_c // (3 * int(node.attrs["heads"]))
+
+
 ATTENTION = HostKernel(
     "blocks",
     attention.ATTENTION,
     _bind_forward,
     lambda node: _split(node, ({0}, {0, 1}), (NONE, {1})),
-    lambda node: FLOAT * BLOCK * (node.input_specs[0].shape[1] + 1),
+    _forward_workspace,
 )
 
 
@@ -318,10 +341,19 @@ def _bind_backward(call: Call) -> Callable[[], None]:
     qkv, out, lse, dout = (flat(operand) for operand in call.inputs[:4])
     operands = (qkv, out, lse, dout, flat(call.outputs[0]))
     T, H, D = _sizes(call)
-    scores = floats(call.workspace, BLOCK * T)
-    dscores = floats(call.workspace, 2 * BLOCK * T)[BLOCK * T :]
     key, stream, least, keep_scale = _dropout(call, 4)
     sizes, heads_share = (T, H, D), _heads_share(call)
+    if attention_tiles.is_by_tiles(T, D):
+        memory = floats(call.workspace, attention_tiles.backward_floats(T, D))
+
+        def run_tiles() -> None:
+            attention_tiles.backward(
+                operands, memory, key, sizes, heads_share, stream, least, keep_scale
+            )
+
+        return run_tiles
+    scores = floats(call.workspace, BLOCK * T)
+    dscores = floats(call.workspace, 2 * BLOCK * T)[BLOCK * T :]
 
     def run() -> None:
         _backward(operands, scores, dscores, key, sizes, heads_share, stream, least, keep_scale)
@@ -329,12 +361,19 @@ def _bind_backward(call: Call) -> Callable[[], None]:
     return run
 
 
+def _backward_workspace(node: Node) -> int:
+    T, D = _length_and_width(node)
+    if attention_tiles.is_by_tiles(T, D):
+        return FLOAT * attention_tiles.backward_floats(T, D)
+    return 2 * FLOAT * BLOCK * T
+
+
 ATTENTION_BACKWARD = HostKernel(
     "blocks",
     attention.ATTENTION_BACKWARD,
     _bind_backward,
     lambda node: _split(node, ({0, 1, 2, 3}, {0}), ({2}, NONE)),
-    lambda node: 2 * FLOAT * BLOCK * node.input_specs[0].shape[1],
+    _backward_workspace,
 )
 
 

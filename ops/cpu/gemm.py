@@ -19,6 +19,7 @@ from aieflow.ops.cpu.vector import (
     FLOAT,
     LANES,
     LINE,
+    NUMBER,
     TILE_COLUMNS,
     TILE_ROWS,
     UNROLLED,
@@ -32,7 +33,6 @@ from aieflow.ops.op import Array
 
 BLOCK_INNER = 384  # of K; times TILE_COLUMNS floats is a panel of B
 BLOCK_ROWS = 512  # of A: 768 KiB packed, within the second-level cache
-NUMBER = 8  # bytes of an offset
 
 
 @compiled

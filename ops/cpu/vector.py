@@ -19,9 +19,13 @@ LANES = 16  # floats in a vector
 TILE_ROWS = 8  # of a tile of the product that is kept in registers
 TILE_VECTORS = 3  # in each of its rows: 24 of 32 registers, one for A and three for B beside them
 TILE_COLUMNS = LANES * TILE_VECTORS
+BLOCK_ROWS = 8  # of a smaller one, whose operands need no packing
+BLOCK_VECTORS = 2
+BLOCK_COLUMNS = LANES * BLOCK_VECTORS
 UNROLLED = 4  # steps along K in one turn of the tile's loop
 FLOAT = 4  # bytes
 LINE = 64  # bytes of a cache line
+NUMBER = 8  # bytes of an int64
 
 # llvmlite and numba's extension interface are not annotated
 _ir: Any = llvmlite.ir
@@ -226,57 +230,119 @@ def multiply_tile(
 def _write_multiply_tile(builder: Builder, *arguments: Value) -> None:
     K, a, b, c, ldc, *more = arguments
     first, ld_first, second, ld_second, ahead_b, lines_b, ahead_c, lines_c = more
+
+    def prefetch(k: Value) -> None:
+        turn = builder.mul(k, _number(NUMBER // UNROLLED))
+        for ahead, lines in ((ahead_b, lines_b), (ahead_c, lines_c)):
+            entry = builder.inttoptr(builder.add(lines, turn), _INT64.as_pointer())
+            _prefetch(builder, builder.add(ahead, builder.load(entry)))
+
+    steps = _number(TILE_ROWS), _number(TILE_COLUMNS)
+    totals = _product(builder, (TILE_ROWS, TILE_VECTORS), K, (a, b), steps, prefetch)
+    none = _number(0)
+    with builder.if_else(builder.icmp_signed("==", first, none)) as (alone, more_than_none):
+        with alone:
+            _write_tile(builder, totals, c, ldc)
+        with more_than_none, builder.if_else(builder.icmp_signed("==", second, none)) as (one, two):
+            with one:
+                _write_tile(builder, totals, c, ldc, (first, ld_first))
+            with two:
+                _write_tile(builder, totals, c, ldc, (first, ld_first), (second, ld_second))
+
+
+@_intrinsic
+def multiply_block(
+    context: Value,
+    K: Value,
+    a: Value,
+    a_step: Value,
+    b: Value,
+    b_step: Value,
+    c: Value,
+    ldc: Value,
+    is_added: Value,
+) -> object:
+    """C = A B, or C += A B, for BLOCK_ROWS x BLOCK_COLUMNS, where A and B lie unpacked.
+
+    a holds BLOCK_ROWS floats at each step along K, b BLOCK_COLUMNS of them; steps and ldc count
+    floats. K is a positive multiple of UNROLLED.
+    """
+    return _instructions(_write_multiply_block, 8)
+
+
+def _write_multiply_block(builder: Builder, *arguments: Value) -> None:
+    K, a, a_step, b, b_step, c, ldc, is_added = arguments
+    shape = BLOCK_ROWS, BLOCK_VECTORS
+    totals = _product(builder, shape, K, (a, b), (a_step, b_step), lambda k: None)
+    with builder.if_else(builder.icmp_signed("!=", is_added, _number(0))) as (added, alone):
+        with added:
+            _write_tile(builder, totals, c, ldc, (c, ldc))
+        with alone:
+            _write_tile(builder, totals, c, ldc)
+
+
+def _product(
+    builder: Builder,
+    shape: tuple[int, int],
+    K: Value,
+    operands: tuple[Value, Value],
+    steps: tuple[Value, Value],
+    each_turn: Callable[[Value], None],
+) -> dict[tuple[int, int], Value]:
+    """A loop along K that multiplies rows of A with vectors of B; the sums, by row and vector.
+
+    `steps` are the floats from one k to the next in A and in B; `each_turn` is written into the
+    loop, given its k.
+    """
+    rows, vectors = shape
     signature = _ir.FunctionType(_VECTOR, [_VECTOR] * 3)
     fma = _cgutils.get_or_insert_function(builder.module, signature, f"llvm.fma.v{LANES}f32")
-    tile = [(i, j) for i in range(TILE_ROWS) for j in range(TILE_VECTORS)]
-
+    nbytes = [builder.mul(step, _number(FLOAT)) for step in steps]
     before = builder.block
     turn, done = builder.append_basic_block("turn"), builder.append_basic_block("done")
     builder.branch(turn)
     builder.position_at_end(turn)
-    k, at_a, at_b, at_lines = (builder.phi(_INT64) for _ in range(4))
+    k, at_a, at_b = (builder.phi(_INT64) for _ in range(3))
+    tile = [(i, j) for i in range(rows) for j in range(vectors)]
     sums = {place: builder.phi(_VECTOR) for place in tile}
     totals: dict[tuple[int, int], Value] = dict(sums)
-    for ahead, lines in ((ahead_b, lines_b), (ahead_c, lines_c)):
-        entry = builder.inttoptr(builder.add(lines, at_lines), _INT64.as_pointer())
-        _prefetch(builder, builder.add(ahead, builder.load(entry)))
-    for step in range(UNROLLED):
-        row = FLOAT * TILE_COLUMNS * step
-        of_b = [_load(builder, _offset(builder, at_b, row + LINE * j)) for j in range(TILE_VECTORS)]
-        for i in range(TILE_ROWS):
-            of_a = _broadcast(builder, _offset(builder, at_a, FLOAT * (TILE_ROWS * step + i)))
-            for j in range(TILE_VECTORS):
+    each_turn(k)
+    row_a, row_b = at_a, at_b
+    for _ in range(UNROLLED):
+        of_b = [_load(builder, _offset(builder, row_b, LINE * j)) for j in range(vectors)]
+        for i in range(rows):
+            of_a = _broadcast(builder, _offset(builder, row_a, FLOAT * i))
+            for j in range(vectors):
                 totals[i, j] = builder.call(fma, [of_a, of_b[j], totals[i, j]])
-    steps = ((k, _number(0), UNROLLED), (at_lines, _number(0), 8))
-    panels = ((at_a, a, FLOAT * UNROLLED * TILE_ROWS), (at_b, b, FLOAT * UNROLLED * TILE_COLUMNS))
-    following = [_offset(builder, phi, size) for phi, _, size in (*steps, *panels)]
-    for (phi, start, _), after in zip((*steps, *panels), following, strict=True):
+        row_a, row_b = builder.add(row_a, nbytes[0]), builder.add(row_b, nbytes[1])
+    following = _offset(builder, k, UNROLLED)
+    starts = (_number(0), *operands)
+    for phi, start, after in zip((k, at_a, at_b), starts, (following, row_a, row_b), strict=True):
         phi.add_incoming(start, before)
         phi.add_incoming(after, turn)
     for place, phi in sums.items():
         phi.add_incoming(_ir.Constant(_VECTOR, [0.0] * LANES), before)
         phi.add_incoming(totals[place], turn)
-    builder.cbranch(builder.icmp_signed("<", following[0], K), turn, done)
-
+    builder.cbranch(builder.icmp_signed("<", following, K), turn, done)
     builder.position_at_end(done)
+    return totals
 
-    def place_of(base: Value, ld: Value, i: int, j: int) -> Value:
+
+def _write_tile(
+    builder: Builder,
+    totals: dict[tuple[int, int], Value],
+    c: Value,
+    ldc: Value,
+    *sources: tuple[Value, Value],
+) -> None:
+    """Write the sums to rows of C, each plus what stands there in the sources (address, ld)."""
+
+    def place(base: Value, ld: Value, i: int, j: int) -> Value:
         row = builder.add(base, builder.mul(ld, _number(FLOAT * i)))
         return _offset(builder, row, LINE * j)
 
-    def write(*sources: tuple[Any, Any]) -> None:
-        for i, j in tile:
-            total = totals[i, j]
-            for base, ld in sources:
-                total = builder.fadd(total, _load(builder, place_of(base, ld, i, j)))
-            _store(builder, total, place_of(c, ldc, i, j))
-
-    none = _number(0)
-    with builder.if_else(builder.icmp_signed("==", first, none)) as (alone, more):
-        with alone:
-            write()
-        with more, builder.if_else(builder.icmp_signed("==", second, none)) as (one, two):
-            with one:
-                write((first, ld_first))
-            with two:
-                write((first, ld_first), (second, ld_second))
+    for (i, j), total in totals.items():
+        result = total
+        for base, ld in sources:
+            result = builder.fadd(result, _load(builder, place(base, ld, i, j)))
+        _store(builder, result, place(c, ldc, i, j))
