@@ -5,7 +5,8 @@
   `surroundings` what it looks at, `igpu_survey`, `npu_survey`
 - `cpu` the host
 - `opencl` the iGPU: `opencl_driver` which device, `opencl_memory` adopted memory and transfers,
-  `opencl_program` compiled kernels, `opencl_tuning` which GEMM is fastest here
+  `opencl_program` compiled kernels, `opencl_tuning` which GEMM is fastest here,
+  `opencl_folders` folders that must be writable
 - `npu` the NPU over XRT: `xrt` what of pyxrt is used, `xrt_errors` its errors and their remedies,
   `npu_memory` buffer objects, `xclbin` the container of a design
 - `xrt_emulator` pyxrt without hardware; with `_buffers` incoherent memory, `_commands` queues and

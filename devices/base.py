@@ -23,6 +23,8 @@ from aieflow.ops.kernel import Call, Kernel
 from aieflow.ops.op import Array
 
 Direction = Literal["in", "out"]  # to the device side, to the host side
+# Begin and end, in `perf_counter_ns`, of the work that a call began, once that is done.
+Clock = Callable[[], tuple[int, int] | None]
 PAGE = 4096  # alignment of adopted memory, in bytes
 
 
@@ -133,6 +135,14 @@ class Device(ABC):
     def finish(self, lane: str) -> Callable[[], None] | None:
         """The call that waits until all work begun on `lane` is done, where calls return before."""
         return None
+
+    def profile(self, on: bool) -> Mapping[str, Clock]:
+        """Begin or end to time work by the device's own clock; none may be under way.
+
+        Gives a clock for each lane that has one: it tells when the calls since it was last asked
+        ran, None if there were none. Raises DeviceError, as the clock may.
+        """
+        return {}
 
     @abstractmethod
     def close(self) -> None:

@@ -24,9 +24,10 @@ from aieflow.ops.cpu.matmul import MATMUL
 from aieflow.ops.errors import DeviceError
 from aieflow.ops.graph import Node
 from aieflow.ops.kernel import Call, HostKernel
+from aieflow.ops.npu.kernels import CONVERSIONS
 from aieflow.ops.op import Array
 
-ALL_KERNELS = {**KERNELS, MATMUL_CHECK_KERNEL.op.name: MATMUL_CHECK_KERNEL}
+ALL_KERNELS = {**KERNELS, **CONVERSIONS, MATMUL_CHECK_KERNEL.op.name: MATMUL_CHECK_KERNEL}
 CGROUP = Path("/sys/fs/cgroup")  # as a process in a container sees its own
 GEMM_SIZE = 1536  # of the matrices that the GEMM rate is measured with
 COPY_NBYTES = 64 << 20  # of the array that a lane's bandwidth is measured with, at most
@@ -72,7 +73,7 @@ class CpuDevice(Device):
 
     @property
     def kernels(self) -> Mapping[str, HostKernel]:
-        """The kernels of `ops.cpu`, and checks of what other devices compute."""
+        """The kernels of `ops.cpu`, and what it does for other devices: conversions, checks."""
         return ALL_KERNELS
 
     def allocate(self, nbytes: int) -> Buffer:

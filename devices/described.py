@@ -13,6 +13,7 @@ from aieflow.ops.graph import Node
 from aieflow.ops.kernel import Call, Kernel
 from aieflow.ops.npu import catalogue as npu_catalogue
 from aieflow.ops.npu.generation import GENERATIONS
+from aieflow.ops.npu.kernels import CONVERSIONS
 from aieflow.ops.opencl.catalogue import kernels_for
 from aieflow.ops.opencl.launch import Traits
 
@@ -106,7 +107,7 @@ class DescribedDevice(Device):
 def described_cpu(lanes: int, memory_nbytes: int) -> DescribedDevice:
     """A CPU that works on the host side."""
     names = tuple(f"cpu.compute.{lane}" for lane in range(lanes))
-    return DescribedDevice("cpu", names, KERNELS, memory_nbytes)
+    return DescribedDevice("cpu", names, {**KERNELS, **CONVERSIONS}, memory_nbytes)
 
 
 def described_igpu(lanes: int, memory_nbytes: int) -> DescribedDevice:

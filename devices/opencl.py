@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aieflow.devices.base import Buffer, Device, Direction, Moved
+from aieflow.devices.base import Buffer, Clock, Device, Direction, Moved
 from aieflow.devices.opencl_driver import choose, cl, describe, list_devices, naming, refusal
 from aieflow.devices.opencl_memory import AdoptedMemory, address, page_aligned
 from aieflow.devices.opencl_program import Programs
@@ -181,19 +181,25 @@ class OpenClDevice(Device):
         """On the compute lane the call that waits for all enqueued work; raises DeviceError."""
         return self._finish if lane == COMPUTE else None
 
-    def profile(self, on: bool) -> None:
-        """Begin or end to note when nodes run; waits for work under way. Raises DeviceError."""
-        self._finish()
-        timed = cl.command_queue_properties.PROFILING_ENABLE
-        with naming("opening a queue"):
-            self._queue = (
-                cl.CommandQueue(self._context, properties=timed)
-                if on
-                else cl.CommandQueue(self._context)
-            )
+    def profile(self, on: bool) -> Mapping[str, Clock]:
+        """Begin or end to note when nodes run; waits for work under way. Raises DeviceError.
+
+        The clocks drift apart, so each call with `on` compares them again.
+        """
+        if on != (self._timed is not None):
+            self._finish()
+            timed = cl.command_queue_properties.PROFILING_ENABLE
+            with naming("opening a queue"):
+                self._queue = (
+                    cl.CommandQueue(self._context, properties=timed)
+                    if on
+                    else cl.CommandQueue(self._context)
+                )
         self._timed = [] if on else None
-        if on:
-            self._offset_ns, self.clock_error_ns = self._compare_clocks(self._queue)
+        if not on:
+            return {}
+        self._offset_ns, self.clock_error_ns = self._compare_clocks(self._open_queue())
+        return {COMPUTE: self._ran}
 
     def spans(self) -> list[DeviceSpan]:
         """When nodes ran since `profile` or the last call of this; call it after `finish`."""
@@ -207,6 +213,10 @@ class OpenClDevice(Device):
                 )
                 for one in timed
             ]
+
+    def _ran(self) -> tuple[int, int] | None:
+        spans = self.spans()
+        return (spans[0].begin_ns, spans[-1].end_ns) if spans else None
 
     def close(self) -> None:
         """Wait for work under way and release everything; bound calls then raise DeviceError."""

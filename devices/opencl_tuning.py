@@ -19,7 +19,7 @@ import re
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,13 +263,15 @@ def tuning_on(
     return Tuning(identity, info.traits, bench, folder, notes, allow_fp16)
 
 
-def open_tuned(info: OpenClInfo, cache: Path | None, allow_fp16: bool = False) -> OpenClDevice:
+def open_tuned(
+    info: OpenClInfo, cache: Path | None, allow_fp16: bool = False, notes: Iterable[str] = ()
+) -> OpenClDevice:
     """A device whose matrix products run in the variants that are fastest on it.
 
     They are measured when the first product of a class is planned; `cache` keeps the choices and
-    the compiled kernels. Raises DeviceError.
+    the compiled kernels; `notes` are the device's first ones. Raises DeviceError.
     """
-    notes: list[str] = []
+    notes = list(notes)
     tuning = tuning_on(info, cache, notes, cache, allow_fp16)
     kernels = kernels_for(info.traits, tuning.choose)
     return OpenClDevice(info.device, cache, kernels=kernels, notes=notes)

@@ -24,6 +24,7 @@ from aieflow.devices.base import Device
 from aieflow.devices.cpu import CpuDevice, usable_cores
 from aieflow.devices.igpu_survey import survey_igpu
 from aieflow.devices.npu_survey import survey_npu
+from aieflow.devices.opencl_folders import replace_unwritable
 from aieflow.devices.surroundings import Finding, Surroundings, gib, read_text
 from aieflow.ops.cpu.vector import has_wide_registers
 from aieflow.ops.errors import DeviceError, InputError
@@ -110,17 +111,21 @@ def open_device(
 
 
 def _open_igpu(cache: Path | None, allow_fp16: bool) -> Device:
+    note = replace_unwritable(os.environ)
     from aieflow.devices.opencl_driver import choose, list_devices
     from aieflow.devices.opencl_tuning import open_tuned
 
-    return open_tuned(choose(list_devices(), with_cpu=True), cache, allow_fp16)
+    best = choose(list_devices(), with_cpu=True)
+    if note is None:
+        return open_tuned(best, cache, allow_fp16)
+    return open_tuned(best, None, allow_fp16, [note])
 
 
 def _open_npu(xclbin: Path | None) -> Device:
     if xclbin is None:
         raise InputError(
-            "npu: needs a design: `--xclbin FILE` names one; `aieflow npu build` of a later "
-            "version will make them"
+            "npu: needs a design: `--xclbin FILE` names one; `aieflow npu build` makes them where "
+            "mlir-aie is installed"
         )
     from aieflow.devices.npu import NpuDevice
     from aieflow.devices.xclbin import read_design, read_xclbin
@@ -135,6 +140,7 @@ def _opencl_devices() -> "tuple[OpenClInfo, ...]":
 
     Raises DeviceError where pyopencl cannot be imported, or the device does not open.
     """
+    replace_unwritable(os.environ)
     from aieflow.devices.opencl_driver import choose, list_devices
 
     found = list_devices()

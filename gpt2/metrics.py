@@ -4,7 +4,9 @@ Every line carries `training_step`, the number of training steps completed. A li
 step adds `loss`, `lr`, `grad_norm`, `seconds` and `tokens_per_s` (and `emulated`, with the names of
 devices that are, whose times are no hardware's); a line of an evaluation adds
 `validation_loss`; a line with `excluded_device` and `reason` says which device a run went on
-without, from that training step on. A line is handed to the kernel whole, so `kill -9` tears at
+without, from that training step on; a line with `replan` (swapped, kept or reverted), `reason`,
+`from`, `to` (nodes of each device) and simulated seconds of both plans says what came of a drift
+before that training step. A line is handed to the kernel whole, so `kill -9` tears at
 most the last.
 
 A resumed run repeats the training steps after its checkpoint: their lines are dropped first, and

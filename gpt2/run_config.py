@@ -18,11 +18,12 @@ from aieflow.gpt2.config import ModelConfig
 from aieflow.ops.errors import InputError
 
 FORMAT_KEY = "aieflow_run"  # marks a run's config.json, and says which form it has
-FORMAT = 2
+FORMAT = 3
 
 LR_SCHEDULES = ("constant", "cosine")
 SAMPLINGS = ("random", "sequential")
 ON_DEVICE_FAILURE = ("stop", "exclude")
+REPLAN = ("auto", "off")
 
 Settings = TypeVar("Settings", ModelConfig, "RunConfig")
 
@@ -67,6 +68,9 @@ class RunConfig:
     check_devices: bool = False  # hold products of other devices against the CPU's
     xclbin: str | None = None  # the NPU's design
     allow_fp16: bool = False  # operands of the iGPU's products may be stored as fp16
+    objective: str | None = None  # what a policy that weighs costs aims at; None = time
+    power_cap_w: float | None = None  # the most, as a mean; goes with the objective power-cap
+    replan: Literal["auto", "off"] = "auto"  # another plan where training steps drift
 
     def __post_init__(self) -> None:
         counts = ("seq_len", "batch_size", "steps", "grad_accumulation", "eval_batches")
@@ -90,6 +94,7 @@ class RunConfig:
             "lr_schedule": LR_SCHEDULES,
             "sampling": SAMPLINGS,
             "on_device_failure": ON_DEVICE_FAILURE,
+            "replan": REPLAN,
         }
         for name, choices in choosable.items():
             known = getattr(self, name) in choices
@@ -171,6 +176,9 @@ def _typed(kind: object, value: object, place: str) -> object:
         name = "object" if kind is ModelConfig else getattr(kind, "__name__", str(kind))
     elif kind == int | None:
         fits, name = value is None or type(value) is int, "int or null"
+    elif kind == float | None:
+        fits, name = value is None or type(value) in (int, float), "number or null"
+        value = float(value) if isinstance(value, int) and fits else value
     elif kind == str | None:
         fits, name = value is None or isinstance(value, str), "text or null"
     else:

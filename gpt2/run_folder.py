@@ -5,8 +5,10 @@ runs/gpt2-001/
  ├─ config.json          every setting of the run; its presence makes the folder a run
  ├─ metrics.jsonl        one line a training step, one an evaluation
  ├─ plan.json            graph, memory and lanes of a training step
+ ├─ trace.sqlite         the last training steps, where they were traced
  ├─ checkpoints/step-N/  whole as soon as it has that name
  ├─ checkpoints/latest   symbolic link to the checkpoint to go on from
+ ├─ live.sock            while it trains: where `aieflow profile --live` attaches
  └─ lock                 held by the one process that trains here
 ```
 
@@ -49,6 +51,11 @@ class RunFolder:
     def plan_file(self) -> Path:
         """The plan that its training steps follow, as `runtime.export` describes it."""
         return self.path / "plan.json"
+
+    @property
+    def trace_file(self) -> Path:
+        """What its last training steps did, where that was traced: docs/trace-files.md."""
+        return self.path / "trace.sqlite"
 
     @property
     def checkpoints(self) -> Path:

@@ -24,7 +24,7 @@ from aieflow.gpt2.pretrained import load_parameters
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.run_folder import RunFolder
 from aieflow.gpt2.sampler import RandomSampler, Sampler, SequentialSampler, validation_batches
-from aieflow.gpt2.trainer import Exclusion, StepRecord, Trainer
+from aieflow.gpt2.trainer import Exclusion, Replanned, StepRecord, Trainer
 from aieflow.ops.errors import DeviceError, InputError, TrainingError
 from aieflow.runtime.export import json_text
 from aieflow.runtime.plan import Plan
@@ -44,6 +44,9 @@ class Watcher(Protocol):
 
     def on_exclusion(self, exclusion: Exclusion) -> None:
         """A device has failed, and the run goes on without it."""
+
+    def on_replan(self, replanned: Replanned) -> None:
+        """Training steps have drifted, and this came of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ class _Loop:
     saved: int | None = None  # the training step of the newest checkpoint made here
     evaluated: int | None = None
     told: int = 0  # exclusions
+    told_replans: int = 0
 
     def tell_exclusions(self) -> None:
         """Enter devices that the run has lost since the last call."""
@@ -115,6 +119,27 @@ class _Loop:
                 }
             )
             self.watcher.on_exclusion(exclusion)
+
+    def tell_replans(self) -> None:
+        """Enter what came of drifts since the last call."""
+        for replanned in self.trainer.replans[self.told_replans :]:
+            self.told_replans += 1
+            replan = replanned.replan
+            old_s, new_s = replan.foretold_s or (None, None)
+            self.metrics.append(
+                {
+                    "training_step": replanned.training_step,
+                    "replan": replan.outcome,
+                    "reason": replan.reason,
+                    "from": replan.before,
+                    "to": replan.after,
+                    "predicted_seconds_before": old_s,
+                    "predicted_seconds": new_s,
+                }
+            )
+            if replan.plans is not None:
+                _write_plan(self.run, replan.plans[0])
+            self.watcher.on_replan(replanned)
 
     def evaluate(self) -> None:
         config, data = self.run.config, self.data
@@ -159,6 +184,7 @@ class _Loop:
         emulated = self.trainer.machine.emulated  # before: one that fails has spent time, too
         record = self.trainer.step(self.state.training_step, sampler, traced)
         self.tell_exclusions()
+        self.tell_replans()
         tokens = config.batch_size * config.grad_accumulation * config.seq_len
         self.state = replace(
             self.state,
@@ -190,11 +216,12 @@ def train(
     write_tokenizer: TokenizerWriter | None = None,
     end_of_text: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    traced: bool = False,
+    traced: Callable[[], bool] = lambda: False,
 ) -> Outcome:
     """Train from `state` to the end of the run, or until `should_stop` after a training step.
 
-    Ends with an evaluation and a checkpoint; when stopped early, with a checkpoint. Raises
+    Before each training step `traced` says whether its spans are to be recorded. Ends with an
+    evaluation and a checkpoint; when stopped early, with a checkpoint. Raises
     TrainingError that names the last checkpoint when a loss, the gradients' norm or a parameter to
     be saved is not finite, InputError when a disk is full: what was saved before stays whole. When
     a device fails and is not to be excluded, saves a checkpoint of the training steps completed and
@@ -218,7 +245,7 @@ def train(
             loop.evaluated = state.training_step
         while loop.state.training_step < config.steps:
             try:
-                last = loop.step(sampler, traced)
+                last = loop.step(sampler, traced())
                 done = loop.state.training_step
                 is_complete = done == config.steps
                 if _is_due(config, done):
@@ -229,7 +256,7 @@ def train(
                     loop.save()
                     return Outcome(loop.state, last, is_complete=False)
             except DeviceError as error:
-                if not trainer.plan.saved:  # nothing gives the states back as they were
+                if not trainer.plan.keeps_states:  # nothing gives the states back as they were
                     raise
                 if _is_due(config, loop.state.training_step) and not loop.is_evaluated:
                     # so that the run evaluates first when it goes on

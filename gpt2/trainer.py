@@ -23,6 +23,7 @@ from aieflow.ops.op import Array
 from aieflow.runtime.executor import Executor
 from aieflow.runtime.machine import Machine
 from aieflow.runtime.plan import Plan, Step
+from aieflow.runtime.replan import Plans, Replan, Replanner, replanner
 from aieflow.runtime.states import States
 from aieflow.runtime.trace import Trace
 
@@ -83,7 +84,17 @@ class Exclusion:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Replanned:
+    """What came of a drift; `training_step` is the first after it."""
+
+    training_step: int
+    replan: Replan
+
+
 T = TypeVar("T")
+# Of a machine, its plans and what makes others: whoever plans again, if anyone does.
+Watch = Callable[[Machine, Plans, Callable[[Machine], Plans]], Replanner | None]
 
 
 class Trainer:
@@ -91,14 +102,19 @@ class Trainer:
 
     Raises InputError when the plan needs more memory than the machine has free. A device that fails
     is left out from then on where the machine says so, and what it was doing is repeated without
-    it; otherwise DeviceError is raised, with the states as they were before the run.
+    it; otherwise DeviceError is raised, with the states as they were before the run. Where training
+    steps drift, `watch` makes another plan, which the next training step follows.
     """
 
-    def __init__(self, config: RunConfig, machine: Machine) -> None:
+    def __init__(self, config: RunConfig, machine: Machine, watch: Watch = replanner) -> None:
         self.config = config
         self.machine = machine
         self.emulated = machine.emulated  # also those lost since: their times are in the records
         self.exclusions: list[Exclusion] = []
+        self.replans: list[Replanned] = []
+        self._watch = watch
+        self._replanner: Replanner | None = None
+        self._next_plans: Plans | None = None  # that are made already
         self._done = 0  # training steps completed, as far as `step` was told
         self._states: States | None = None
         self._opened: list[Executor] = []
@@ -119,11 +135,9 @@ class Trainer:
 
     def _open(self) -> None:
         """Plan for the machine as it is now, and bind the plans to memory."""
-        config, machine = self.config, self.machine
-        whole = not config.check_finite
-        self.plan = machine.plan(training_graph(config), divided=whole)
-        graph = evaluation(config.model, config.batch_size, config.seq_len)
-        evaluation_plan = machine.plan(graph)
+        machine = self.machine
+        plans, self._next_plans = self._next_plans or self._plans_for(machine), None
+        self.plan, evaluation_plan = plans
         arena_nbytes = max(plan.memory.arena_nbytes for plan in (self.plan, evaluation_plan))
         self.planned_nbytes = (
             self.plan.nbytes
@@ -141,9 +155,18 @@ class Trainer:
                 machine.release(self._arena)
                 self._arena = None
             self._arena = machine.allocate(arena_nbytes)
-        observer = None if whole else _require_finite
+        observer = _require_finite if self.config.check_finite else None
         for plan, seen_by in ((self.plan, observer), (evaluation_plan, None)):
             self._opened.append(machine.open(plan, self._states, self._arena, seen_by))
+        if self._replanner is None and self.config.replan == "auto" and observer is None:
+            self._replanner = self._watch(machine, plans, self._plans_for)
+
+    def _plans_for(self, machine: Machine) -> tuple[Plan, Plan]:
+        """The plans of a training step and of an evaluation; for any thread."""
+        config = self.config
+        graph = evaluation(config.model, config.batch_size, config.seq_len)
+        plan = machine.plan(training_graph(config), divided=not config.check_finite)
+        return plan, machine.plan(graph)
 
     @property
     def _executor(self) -> Executor:
@@ -167,12 +190,27 @@ class Trainer:
         machine, device = self.machine, error.device
         if not machine.excludes_failed or device not in machine.expendable:
             raise error
+        self._rest()
+        self.machine = machine.without(device)
+        self._next_plans = self._replanner = None
+        self.exclusions.append(Exclusion(self._done + 1, device, str(error)))
+
+    def _rest(self) -> None:
+        """Let the plans go that are open: the next run opens others, from the same states."""
         while self._opened:
             self._opened.pop().close()
         if self._states is not None:
             self._states.drop_derived()
-        self.machine = machine.without(device)
-        self.exclusions.append(Exclusion(self._done + 1, device, str(error)))
+
+    def _take_up(self, index: int) -> None:
+        """Follow the plans that were made beside training, if there are any."""
+        replan = None if self._replanner is None else self._replanner.answer()
+        if replan is None:
+            return
+        if replan.plans is not None:
+            self._rest()
+            self._next_plans = replan.plans
+        self.replans.append(Replanned(index + 1, replan))
 
     def _insist(self, call: Callable[[], T]) -> T:
         """What `call` gives, with as many devices as it takes."""
@@ -227,18 +265,25 @@ class Trainer:
         """
         config = self.config
         self._done = index
+        self._take_up(index)
+        watch = self._replanner
+        wanted = traced or (watch is not None and watch.wants_trace)
+        if not self._opened:
+            self._insist(lambda: None)  # so that what opening plans takes is in no record
         begin = time.perf_counter()
         for number, (tokens, targets) in enumerate(self._batches):
             sampler.fill(index, number, tokens, targets)
         lr = learning_rate(config, index)
         feeds = self._feeds(index, lr)
         try:
-            trace = self._insist(lambda: self._executor.run(feeds, traced))
+            trace = self._insist(lambda: self._executor.run(feeds, wanted))
         except TrainingError as error:
             raise TrainingError(f"training step {index + 1}: {error}") from None
         loss = float(self._executor.array("loss")[0])
         grad_norm = float(self._executor.array("grad_norm")[0])
         seconds = time.perf_counter() - begin
+        if watch is not None and watch is self._replanner:
+            watch.note(seconds, trace, is_usual=wanted == traced)
         for name, value in (("loss", loss), ("gradients' norm", grad_norm)):
             if not np.isfinite(value):
                 raise TrainingError(
@@ -252,7 +297,7 @@ class Trainer:
             grad_norm,
             seconds,
             config.batch_size * config.grad_accumulation * config.seq_len / seconds,
-            trace,
+            trace if traced else None,
         )
 
     def evaluate(self, batches: Iterable[tuple[Array, Array]]) -> float:
@@ -269,6 +314,11 @@ class Trainer:
         if not np.isfinite(loss):
             raise TrainingError(f"the validation loss is {loss}: try a lower --lr")
         return loss
+
+    def lane_progress(self) -> dict[str, int]:
+        """How many steps of the training step's plan each lane has done; for any thread."""
+        opened = self._opened[:1]  # empty while another plan is made
+        return opened[0].progress() if opened else {}
 
     def require_finite(self) -> None:
         """Raise TrainingError that names the first parameter which holds NaN or infinity."""

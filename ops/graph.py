@@ -49,8 +49,8 @@ class Node:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all operands."""
-        return self.op.nbytes(self.input_specs, self.output_specs)
+        """Bytes that must move at least."""
+        return self.op.nbytes(self.input_specs, self.output_specs, self.attrs)
 
     @property
     def input_specs(self) -> tuple[Spec, ...]:

@@ -57,9 +57,13 @@ class Op:
     may_overwrite: Mapping[int, tuple[int, ...]] = field(default_factory=lambda: NO_OVERWRITE)
     # output -> the input (a state) whose memory it does take over
     updates: Mapping[int, int] = field(default_factory=dict)
+    # bytes that must move at least, where that is not every operand once
+    moves: Callable[[Specs, Specs, Attrs], int] | None = None
 
-    def nbytes(self, inputs: Specs, outputs: Specs) -> int:
-        """Bytes that must move at least: every operand once."""
+    def nbytes(self, inputs: Specs, outputs: Specs, attrs: Attrs) -> int:
+        """Bytes that must move at least: every operand once, unless the op knows better."""
+        if self.moves is not None:
+            return self.moves(inputs, outputs, attrs)
         return sum(spec.nbytes for spec in inputs + outputs)
 
 

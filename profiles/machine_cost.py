@@ -4,9 +4,10 @@ Every figure is used as `schema` says it is meant; beyond that, this is decided 
 
 - A lane has its share of its device: rates and active power divided by the device's lanes. So a
   node on one lane of eight takes eight times as long as on all of them, less the launches.
-- What the host does for other devices (packs and unpacks, buffer syncs, saved states) is done by
-  one CPU core, at the rates and the power of a lane. No source says how much more than its share a
-  core gets while others are idle.
+- What the host does for other devices (packs and unpacks, saved states) has a core's own memory
+  bandwidth, or its share of the CPU's where parts of one node side by side get less; all else is as
+  on a lane. Several such nodes at once, or beside busy lanes, are not slowed down by each other:
+  no source says by how much, so a plan that does much of it at once is foretold too fast.
 - Beside two busy devices, both slowdowns apply, multiplied.
 - A training step is one of many: no NPU command is the first after a pause (`wake_up_s`), and one
   design serves all sizes, so the array is never set up anew.
@@ -30,18 +31,22 @@ from aieflow.ops.npu.design import (
     column_blocks,
     row_blocks,
 )
+from aieflow.ops.npu.kernels import CONVERSIONS
 from aieflow.ops.npu.ops import GEMM, gemm_design_of, gemm_size_of
 from aieflow.profiles.cost import RooflineCost
 from aieflow.profiles.schema import (
+    CpuProfile,
     DeviceName,
+    IgpuProfile,
     LinkProfile,
     MachineProfile,
     NpuProfile,
-    ProcessorProfile,
 )
 
 HOST: DeviceName = "cpu"
 DEVICES: tuple[DeviceName, ...] = ("cpu", "igpu", "npu")
+COPY = "copy"  # from one place of the host's memory to another
+HOST_WORK = frozenset({*CONVERSIONS, COPY})  # done for other devices
 
 
 class MachineCost:
@@ -49,11 +54,12 @@ class MachineCost:
 
     def __init__(self, profile: MachineProfile) -> None:
         self.profile = profile
-        self._parts: dict[DeviceName, ProcessorProfile | NpuProfile] = {
+        self._parts: dict[DeviceName, CpuProfile | IgpuProfile | NpuProfile] = {
             "cpu": profile.cpu,
             "igpu": profile.igpu,
             "npu": profile.npu,
         }
+        self._node_s: dict[tuple[str, Node, int], float] = {}  # so parts are reckoned once
 
     @property
     def name(self) -> str:
@@ -75,25 +81,35 @@ class MachineCost:
 
     def node_s(self, device: str, node: Node, parts: int = 1) -> float:
         """Seconds of one of `parts` equal parts of a node on one lane of a device."""
-        if node.op.name == GEMM.name:
-            flops, nbytes = npu_gemm_work(gemm_design_of(node.attrs), gemm_size_of(node.attrs))
-        else:
-            flops, nbytes = node.flops, node.nbytes
-        return self.work_s(device, node.op.name, flops / parts, nbytes / parts)
+        key = device, node, parts
+        if key not in self._node_s:
+            if node.op.name == GEMM.name:
+                flops, nbytes = npu_gemm_work(gemm_design_of(node.attrs), gemm_size_of(node.attrs))
+            else:
+                flops, nbytes = node.flops, node.nbytes
+            work = flops / parts, nbytes / parts
+            self._node_s[key] = self.work_s(device, node.op.name, *work, parts)
+        return self._node_s[key]
 
-    def work_s(self, device: str, op: str, flops: float, nbytes: float) -> float:
-        """Seconds of so much work of an op on one lane of a device.
+    def work_s(self, device: str, op: str, flops: float, nbytes: float, parts: int = 1) -> float:
+        """Seconds of so much work of an op on one lane of a device, one of `parts` side by side.
 
-        Of `npu_gemm`, padding and re-reads are to be counted in: see `npu_gemm_work`.
+        Of `npu_gemm`, padding and re-reads are to be counted in: see `npu_gemm_work`. Raises
+        InputError for another op on the NPU, of which nothing is known.
         """
         if op == GEMM.name:
             return self.npu_gemm_s(flops, nbytes)
         part, lanes = self._part(device), self.lanes(device)
-        is_gemm = op == MATMUL.name
-        rate = part.gemm_flops_per_s if is_gemm else part.other_flops_per_s
-        return RooflineCost(
-            rate.value / lanes, part.memory_bytes_per_s.value / lanes, self._launch_s(device)
-        ).seconds(flops, nbytes)
+        if isinstance(part, NpuProfile):
+            raise InputError(f"no machine describes {op} on the npu: it runs {GEMM.name} alone")
+        rate = part.gemm_flops_per_s if op == MATMUL.name else part.other_flops_per_s
+        memory = part.memory_bytes_per_s.value
+        if isinstance(part, CpuProfile) and op in HOST_WORK:
+            bandwidth = min(part.core_memory_bytes_per_s.value, memory / min(parts, lanes))
+        else:
+            bandwidth = memory / lanes
+        roofline = RooflineCost(rate.value / lanes, bandwidth, part.launch_s.value)
+        return roofline.seconds(flops, nbytes)
 
     def npu_gemm_s(self, flops: float, nbytes: float) -> float:
         """Seconds of one GEMM command, sent alone: `nbytes` is what its DMAs move."""
@@ -111,7 +127,7 @@ class MachineCost:
 
     def copy_s(self, nbytes: float) -> float:
         """Seconds in which one core copies bytes from one place of the host's memory to another."""
-        return self.work_s(HOST, "copy", 0.0, 2 * nbytes)
+        return self.work_s(HOST, COPY, 0.0, 2 * nbytes)
 
     def slowdown(self, device: str, others: Collection[str]) -> float:
         """How many times longer a device takes while `others` are busy; itself does not count."""
@@ -121,13 +137,7 @@ class MachineCost:
                 factor *= self.profile.contention.slowdown(_known(device), other).value
         return factor
 
-    def _launch_s(self, device: str) -> float:
-        profile = self.profile
-        if device == "npu":
-            return profile.npu.first_dispatch_s.value
-        return (profile.cpu if device == "cpu" else profile.igpu).launch_s.value
-
-    def _part(self, device: str) -> ProcessorProfile | NpuProfile:
+    def _part(self, device: str) -> CpuProfile | IgpuProfile | NpuProfile:
         return self._parts[_known(device)]
 
     def _link(self, device: str) -> LinkProfile:

@@ -7,6 +7,8 @@ How the figures are meant:
 - One GEMM call of the NPU takes `first_dispatch_s + gemm_fixed_s +` the longer of FLOPs at
   `gemm_flops_per_s` and traffic at `memory_bytes_per_s`, where traffic is what its DMAs move,
   re-reads included. In a runlist, commands after the first pay `further_dispatch_s` instead.
+- What the CPU does for other devices (packs and unpacks, saved states) is bound by memory; one core
+  alone gets `core_memory_bytes_per_s`, more than its share of what all cores get together.
 - A transfer takes `latency_s + bytes / bytes_per_s`; over a shared link nothing is copied and only
   the latency is paid (map, unmap).
 - Power is the sum of all `idle_w`, all the time, and of each device's `active_w` *on top* while it
@@ -47,8 +49,23 @@ POWERS: tuple[Power, ...] = get_args(Power)
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessorProfile:
-    """The CPU or the iGPU."""
+class CpuProfile:
+    """The CPU."""
+
+    lanes: Count  # compute lanes, one for each core
+    gemm_flops_per_s: Rate  # fp32
+    other_flops_per_s: Rate  # everything but GEMM, fp32
+    memory_bytes_per_s: Rate
+    core_memory_bytes_per_s: Rate  # of one core while the others are idle, read and written
+    launch_s: Seconds  # time to start one node
+    memory_nbytes: Nbytes
+    active_w: Watts  # on top of the idle power, while busy
+    idle_w: Watts
+
+
+@dataclass(frozen=True, slots=True)
+class IgpuProfile:
+    """The iGPU."""
 
     lanes: Count  # compute lanes
     gemm_flops_per_s: Rate  # fp32
@@ -67,7 +84,6 @@ class NpuProfile:
     generation: Generation
     lanes: Count
     gemm_flops_per_s: Rate
-    other_flops_per_s: Rate
     memory_bytes_per_s: Rate  # between memory and array, re-reads included
     gemm_fixed_s: Seconds  # of each GEMM command, beyond its dispatch and its work
     first_dispatch_s: Seconds  # host and device, of a command sent alone
@@ -148,8 +164,8 @@ class MachineProfile:
     provenance: str
     power: Power
     sources: Mapping[str, str] = field(hash=False)  # what the keys in figures' sources stand for
-    cpu: ProcessorProfile
-    igpu: ProcessorProfile
+    cpu: CpuProfile
+    igpu: IgpuProfile
     npu: NpuProfile
     links: Links
     contention: Contention
@@ -199,28 +215,31 @@ def on_battery(machine: MachineProfile, factors: BatteryFactors) -> MachineProfi
     def by(figure: Figure, factor: Figure) -> Figure:
         return scaled(figure, factor, "on battery")
 
-    def processor(part: ProcessorProfile, rate: Figure, watts: Figure) -> ProcessorProfile:
-        return replace(
-            part,
-            gemm_flops_per_s=by(part.gemm_flops_per_s, rate),
-            other_flops_per_s=by(part.other_flops_per_s, rate),
-            memory_bytes_per_s=by(part.memory_bytes_per_s, factors.memory_rate),
-            active_w=by(part.active_w, watts),
-        )
-
     def link(part: LinkProfile) -> LinkProfile:
         return replace(part, bytes_per_s=by(part.bytes_per_s, factors.memory_rate))
 
-    npu = machine.npu
+    cpu, igpu, npu = machine.cpu, machine.igpu, machine.npu
     return replace(
         machine,
         power="battery",
-        cpu=processor(machine.cpu, factors.cpu_rate, factors.cpu_active_w),
-        igpu=processor(machine.igpu, factors.igpu_rate, factors.igpu_active_w),
+        cpu=replace(
+            cpu,
+            gemm_flops_per_s=by(cpu.gemm_flops_per_s, factors.cpu_rate),
+            other_flops_per_s=by(cpu.other_flops_per_s, factors.cpu_rate),
+            memory_bytes_per_s=by(cpu.memory_bytes_per_s, factors.memory_rate),
+            core_memory_bytes_per_s=by(cpu.core_memory_bytes_per_s, factors.memory_rate),
+            active_w=by(cpu.active_w, factors.cpu_active_w),
+        ),
+        igpu=replace(
+            igpu,
+            gemm_flops_per_s=by(igpu.gemm_flops_per_s, factors.igpu_rate),
+            other_flops_per_s=by(igpu.other_flops_per_s, factors.igpu_rate),
+            memory_bytes_per_s=by(igpu.memory_bytes_per_s, factors.memory_rate),
+            active_w=by(igpu.active_w, factors.igpu_active_w),
+        ),
         npu=replace(
             npu,
             gemm_flops_per_s=by(npu.gemm_flops_per_s, factors.npu_rate),
-            other_flops_per_s=by(npu.other_flops_per_s, factors.npu_rate),
             memory_bytes_per_s=by(npu.memory_bytes_per_s, factors.memory_rate),
             active_w=by(npu.active_w, factors.npu_active_w),
         ),

@@ -13,7 +13,7 @@ from time import perf_counter_ns
 
 import numpy as np
 
-from aieflow.devices.base import Device
+from aieflow.devices.base import Clock, Device
 from aieflow.ops.check import MATMUL_CHECK
 from aieflow.ops.errors import AieflowError, DeviceError, PlanError
 from aieflow.ops.graph import Value
@@ -94,12 +94,13 @@ class Executor:
             raise PlanError(f"{self.plan.graph.name}: its executor is closed: open another")
         self._copy(feeds)
         self._enter()
+        clocks = self._profile(traced)
         if not self._is_clean:
             self._reset()
         self._is_clean = False
         begin = perf_counter_ns()
         for worker in self._workers:
-            worker.prepare(traced)
+            worker.prepare(traced, clocks.get(worker.lane))
         try:
             for worker in self._workers:
                 worker.start()
@@ -121,6 +122,13 @@ class Executor:
             finally:
                 del error  # no cycle through this frame may keep buffers alive
         return self._trace(begin, end) if traced else None
+
+    def progress(self) -> dict[str, int]:
+        """How many steps of its program each lane has done in this run, or the last one.
+
+        Any thread may ask, at any time.
+        """
+        return {worker.lane: worker.completed for worker in self._workers}
 
     def close(self) -> None:
         """End the workers and give back what was allocated here; idempotent.
@@ -186,6 +194,15 @@ class Executor:
                         raise
                     valid |= {side}
             self.states.set_valid({name: valid})
+
+    def _profile(self, traced: bool) -> dict[str, Clock]:
+        """The lanes' own clocks in a traced run; every lane is idle."""
+        used = {device_of(lane) for lane in self.plan.lanes}
+        clocks: dict[str, Clock] = {}
+        for name, device in self._devices.items():
+            if name in used:
+                clocks.update(device.profile(traced))
+        return clocks
 
     def _undo(self) -> None:
         """Give states that were saved their old values; all lanes are idle."""

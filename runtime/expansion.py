@@ -3,6 +3,9 @@
 Packed parameters are kept: where a chain packs a state, the packed form becomes a state itself,
 *derived* from the first, shared by all who read it, and packed again right after the node that
 updates the source. So weights are packed once after each optimizer update, not at each use.
+
+What the host does in a chain (packs, unpacks) is the host's, on all its lanes, if it has a kernel
+for it; else it stays with the device, on its copy lanes.
 """
 
 import zlib
@@ -11,7 +14,7 @@ from dataclasses import dataclass
 
 from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph, Node, Value
-from aieflow.ops.kernel import ChainKernel, Kernel, Kernels
+from aieflow.ops.kernel import ChainKernel, HostKernel, Kernel, Kernels
 from aieflow.ops.op import Op
 
 
@@ -27,7 +30,7 @@ class Expansion:
 def expand(graph: Graph, homes: Sequence[str], kernels: Kernels) -> Expansion:
     """Expand every node whose kernel on its home is a chain; raises PlanError without a kernel."""
     nodes: list[Node] = []
-    places: list[str] = []
+    owners: list[str] = []
     for node, home in zip(graph.nodes, homes, strict=True):
         kernel = kernels.get(home, {}).get(node.op.name)
         if kernel is None:
@@ -36,10 +39,10 @@ def expand(graph: Graph, homes: Sequence[str], kernels: Kernels) -> Expansion:
             )
         chain = kernel.expand(node) if isinstance(kernel, ChainKernel) else (node,)
         nodes += chain
-        places += [home] * len(chain)
+        owners += [home] * len(chain)
     if len(nodes) == len(graph.nodes):
         return Expansion(graph, tuple(homes), {})
-    return _keep_packed(graph, nodes, places, kernels)
+    return _keep_packed(graph, nodes, owners, kernels)
 
 
 def _keep_packed(
@@ -88,7 +91,16 @@ def _keep_packed(
         graph.results,
     )
     expanded.check()
-    return Expansion(expanded, tuple(home for _, home in finished), derived)
+    return Expansion(
+        expanded, tuple(_place(node, home, kernels) for node, home in finished), derived
+    )
+
+
+def _place(node: Node, owner: str, kernels: Kernels) -> str:
+    """Where a node of `owner` runs: what the host does for a device, with the host if it can."""
+    host = next(iter(kernels))
+    is_conversion = isinstance(kernels[owner][node.op.name], HostKernel)
+    return host if is_conversion and node.op.name in kernels[host] else owner
 
 
 def _renewals(kernels: Mapping[str, Kernel]) -> dict[str, Op]:

@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from aieflow.devices.base import Device
-from aieflow.ops.errors import DeviceError, PlanError
+from aieflow.ops.errors import DeviceError
 from aieflow.ops.graph import Graph, Value
 from aieflow.ops.op import Array
 from aieflow.runtime.binding import allocate_host, allocate_states, release_host
+from aieflow.runtime.device_memory import require_memory
 from aieflow.runtime.executor import Executor, Observer
 from aieflow.runtime.placement import Placement, place_on
 from aieflow.runtime.plan import Plan
@@ -69,9 +70,9 @@ class Machine:
         policy = placement.policy
         if name in RULES.get(policy, {}).values():
             policy = default_policy(tuple(device.name for device in left))
-        return replace(
-            self, devices=left, placement=replace(placement, policy=policy, places=places)
-        )
+        # What was decided may name the device.
+        placement = replace(placement, policy=policy, places=places, decided={})
+        return replace(self, devices=left, placement=placement)
 
     def free_nbytes(self) -> int:
         """Bytes of host memory that `allocate` can hand out now."""
@@ -82,29 +83,7 @@ class Machine:
 
         `nbytes` is what the host needs; `others` are opened beside `plan` on the same states.
         """
-        used = {lane.partition(".")[0] for lane in plan.lanes}
-        for position, device in enumerate(self.devices):
-            needed = nbytes
-            if position and device.is_separate:
-                derived = {name for each in (plan, *others) for name in each.derived}
-                spaces = {
-                    (space if space in derived else (number, space)): size
-                    for number, each in enumerate((plan, *others))
-                    for space, (name, size) in each.memory.separate.items()
-                    if name == device.name
-                }
-                needed = sum(spaces.values())
-            elif position:
-                needed -= plan.memory.accounts["packed"] + plan.memory.accounts["saved"]
-            free = device.free_nbytes()
-            if needed <= free or (position and device.name not in used):
-                continue
-            accounts = plan.memory.accounts.items()
-            parts = ", ".join(f"{name} {_gib(size)}" for name, size in accounts if size)
-            raise PlanError(
-                f"{plan.graph.name} needs {_gib(needed)} of memory ({parts}), "
-                f"{device.name} has {_gib(free)} free: {_gib(needed - free)} are missing"
-            )
+        require_memory(self.devices, nbytes, plan, *others)
 
     def allocate(self, nbytes: int) -> Array:
         """New host memory that every device can reach, uint8; raises DeviceError."""
@@ -133,8 +112,3 @@ class Machine:
 
     def _by_name(self) -> dict[str, Device]:
         return {device.name: device for device in self.devices}
-
-
-def _gib(nbytes: int) -> str:
-    """In GiB; what is small in MiB."""
-    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 // 10 else f"{nbytes / 2**20:.2f} MiB"

@@ -4,22 +4,28 @@ Values in host memory share one arena. Liveness is read off program order: a val
 node that defines it to the last node that reads it (a result to the end). Values that take over an
 input's memory share its *block*. Blocks are placed largest first, each at the lowest offset that is
 free during its whole life (greedy by size: Pisarchyk and Lee 2020, section 5.2). Lanes that run
-ahead are held back by the waits that `runtime.plan` derives from the places.
+ahead are held back by the waits that `runtime.plan` derives from the places. A *roomy* arena has no
+waits but those that the work asks for: bytes are used again only by who comes after all of their
+users anyway (`runtime.precedence`), so no device waits for another's memory. On one device that
+makes no difference; on several it takes the more bytes the more independent their work is.
 
 Values in a device's separate memory (packed operands of the NPU) lie in persistent buffers, a few
 *slots* for each operand of its kernels, used in turn: while one is computed, the next is filled.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph, Node, Value
+from aieflow.runtime.precedence import Precedence
 
 ALIGNMENT = 256  # bytes: what OpenCL devices ask of sub-buffers
 MayShare = Callable[[int, int, int], bool]  # (node index, output, input)
+Pairs = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +77,15 @@ def plan_memory(
     separate: Mapping[Value, str] | None = None,
     slots_each: int = 2,
     saved: Iterable[Value] = (),
+    roomy_on: Sequence[tuple[str, ...]] | None = None,
 ) -> MemoryPlan:
     """Give every value a slot; `may_share` says which outputs may take over an input's memory.
 
     `separate` names the device of each value that lies in a device's own memory; raises PlanError
     where `slots_each` for each operand are too few. The states `saved` take their memory twice.
+    With `roomy_on`, the lanes of each node, the arena is roomy.
     """
+    precedence = None if roomy_on is None else Precedence(graph, roomy_on)
     apart = separate or {}
     slots: dict[Value, Slot] = {}
     spaces = _rotate(graph, apart, slots_each, slots)
@@ -88,8 +97,9 @@ def plan_memory(
             continue
         account = {"parameter": "parameters", "moment": "moments", "feed": "feeds"}
         accounts[account.get(value.role, "cache")] += value.spec.nbytes
-    blocks = _blocks(graph, may_share, apart)
-    offsets = _place(blocks)
+    sharing = may_share if precedence is None else _unhindered(graph, may_share, precedence)
+    blocks = _blocks(graph, sharing, apart)
+    offsets = _place(blocks, None if precedence is None else _ordered(graph, blocks, precedence))
     for block, offset in zip(blocks, offsets, strict=True):
         for value in block.values:
             slots[value] = Slot(ARENA, offset, value.spec.nbytes)
@@ -104,25 +114,32 @@ def plan_memory(
     return MemoryPlan(slots, spaces, arena, live, accounts)
 
 
-def _rotate(
-    graph: Graph, separate: Mapping[Value, str], slots_each: int, slots: dict[Value, Slot]
-) -> dict[str, tuple[str, int]]:
-    """Give the values of a run in separate memory their slots; return the spaces."""
-    rings: dict[str, list[Value]] = {}
-    states = graph.state_of
+def rings(graph: Graph, separate: Mapping[Value, str]) -> dict[str, list[Value]]:
+    """For each streamed operand of a device's kernels, by its name, the values that take turns.
+
+    They are in the order in which the device's nodes touch them first.
+    """
+    found: dict[str, list[Value]] = {}
+    seen = set(graph.state_of)
     for node in graph.nodes:
         if any(value not in separate for value in (*node.inputs, *node.outputs)):
             continue  # a pack or unpack: the node at the other end decides
         for kind, values in (("in", node.inputs), ("out", node.outputs)):
             for position, value in enumerate(values):
-                if value not in states and value not in slots:
-                    ring = f"{separate[value]}.{kind}{position}"
-                    rings.setdefault(ring, []).append(value)
-                    slots[value] = Slot(f"{ring}.{(len(rings[ring]) - 1) % slots_each}", 0, 0)
+                if value not in seen:
+                    found.setdefault(f"{separate[value]}.{kind}{position}", []).append(value)
+                    seen.add(value)
+    return found
+
+
+def _rotate(
+    graph: Graph, separate: Mapping[Value, str], slots_each: int, slots: dict[Value, Slot]
+) -> dict[str, tuple[str, int]]:
+    """Give the values of a run in separate memory their slots; return the spaces."""
     spaces: dict[str, tuple[str, int]] = {}
-    for ring, members in rings.items():
+    for ring, members in rings(graph, separate).items():
         for number, value in enumerate(members):
-            space = slots[value].space
+            space = f"{ring}.{number % slots_each}"
             slots[value] = Slot(space, 0, value.spec.nbytes)
             _, nbytes = spaces.get(space, ("", 0))
             spaces[space] = (separate[value], max(nbytes, value.spec.nbytes))
@@ -195,8 +212,47 @@ def _source(
     return None
 
 
-def _place(blocks: list[_Block]) -> list[int]:
-    """The offset of each block: no two that live at the same time overlap."""
+def _unhindered(graph: Graph, may_share: MayShare, precedence: Precedence) -> MayShare:
+    """An output takes over no memory that another reader might still need."""
+
+    def may(index: int, output: int, source: int) -> bool:
+        readers = graph.consumers[graph.nodes[index].inputs[source]]
+        others = (each for each in readers if each != index)
+        return may_share(index, output, source) and all(
+            precedence.is_before(other, index) for other in others
+        )
+
+    return may
+
+
+def _ordered(graph: Graph, blocks: list[_Block], precedence: Precedence) -> Pairs:
+    """Of each pair of blocks whether all users of the one come before the other, either way."""
+    if not blocks:
+        return np.ones((0, 0), np.bool_)
+    ends = np.stack(
+        [
+            precedence.after(
+                [
+                    user
+                    for value in block.values
+                    for user in (graph.producer[value], *graph.consumers.get(value, ()))
+                ]
+            )
+            for block in blocks
+        ]
+    )
+    begins = precedence.clocks[[block.first for block in blocks]]
+    before = np.ones((len(blocks), len(blocks)), np.bool_)
+    for queue in range(ends.shape[1]):
+        before &= ends[:, None, queue] <= begins[None, :, queue]
+    return before | before.T
+
+
+def _place(blocks: list[_Block], ordered: Pairs | None = None) -> list[int]:
+    """The offset of each block: no two that live at the same time overlap.
+
+    Where it is given who is `ordered`, no two others do either.
+    """
     count = len(blocks)
     offsets = np.zeros(count, np.int64)
     sizes = np.array([block.nbytes for block in blocks], np.int64)
@@ -205,7 +261,10 @@ def _place(blocks: list[_Block]) -> list[int]:
     order = sorted(range(count), key=lambda i: (-sizes[i], first[i], i))
     placed = np.zeros(count, bool)
     for i in order:
-        alive = placed & (first <= last[i]) & (last >= first[i])
+        alive = (first <= last[i]) & (last >= first[i])
+        if ordered is not None:
+            alive |= ~ordered[i]
+        alive &= placed
         neighbours = np.flatnonzero(alive)
         cursor = 0
         for j in neighbours[np.argsort(offsets[neighbours], kind="stable")]:

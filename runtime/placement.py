@@ -1,30 +1,42 @@
-"""From a graph to a plan on devices: where each node runs, its chains expanded, steps laid out."""
+"""From a graph to a plan on devices: where each node runs, by a fixed rule or by what it costs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aieflow.devices.base import Device
 from aieflow.ops.check import MATMUL_CHECK
+from aieflow.ops.errors import ProfileError
 from aieflow.ops.graph import Graph, Node, Value
 from aieflow.ops.kernel import Kernels
 from aieflow.ops.matmul import MATMUL
 from aieflow.ops.spec import Spec
-from aieflow.profiles.cost import TYPICAL_CORE
-from aieflow.runtime.expansion import expand
-from aieflow.runtime.plan import Plan, compile_plan
-from aieflow.runtime.policies.cpu import schedule_lanes
-from aieflow.runtime.policies.fixed import homes
-from aieflow.runtime.transfer import reaches
+from aieflow.runtime.choice import Choices, choose
+from aieflow.runtime.layout import compiled
+from aieflow.runtime.plan import Plan
+from aieflow.runtime.policies.best import Effort, Found
+from aieflow.runtime.policies.fixed import COSTED, homes
+from aieflow.runtime.policies.objective import Objective
+from aieflow.runtime.step_cost import MachineStepCost
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What decides where nodes run: a policy, ops placed by hand, slots for streamed operands."""
+    """What decides where nodes run: a policy, ops placed by hand, slots for streamed operands.
+
+    `cost` is what policies of `COSTED` weigh, for the sake of `objective`; `effort` is how much
+    `best` may look at, `choices` keeps what
+    they decided, `decided` holds what was decided for graphs already, by name.
+    """
 
     policy: str = "cpu"
     places: Mapping[str, str] = field(default_factory=dict)  # op -> device
     slots: int = 3
     checks: bool = False  # hold products of other devices against the host's
+    cost: MachineStepCost | None = None
+    objective: Objective = field(default_factory=Objective)
+    effort: Effort = field(default_factory=Effort)
+    choices: Choices = field(default_factory=Choices, compare=False)
+    decided: Mapping[str, Found] = field(default_factory=dict)
 
 
 def place(graph: Graph, device: Device, divided: bool = True) -> Plan:
@@ -46,28 +58,51 @@ def place_on(
 
     With `divided` False, undivided nodes on one lane of a device. `by_node` names each node's
     device instead of `placement`. Where several devices run, a plan saves the states that it
-    updates. Raises PlanError for an op without a kernel.
+    updates. Raises PlanError for an op without a kernel, and ProfileError where a policy needs
+    costs that nobody knows.
     """
-    kernels: Kernels = {name: device.kernels for name, device in devices.items()}
-    if by_node is None:
+    starts: Mapping[str, float] | None = None
+    if by_node is None and placement.policy in COSTED:
+        found = placement.decided.get(graph.name) or chosen({1: graph}, devices, placement)
+        by_node, starts = found.homes, found.starts
+    elif by_node is None:
+        kernels: Kernels = {name: device.kernels for name, device in devices.items()}
         by_node = homes(graph, kernels, placement.policy, placement.places)
     if placement.checks:
         graph, by_node = _checked(graph, by_node, next(iter(devices)))
-    expansion = expand(graph, by_node, kernels)
-    reach = reaches(devices)
-    used = [name for name in devices if name in set(expansion.homes)]
-    lanes = {name: devices[name].lanes[: None if divided else 1] for name in used}
-    schedule = schedule_lanes(
-        placement.policy, expansion.graph, expansion.homes, kernels, lanes, reach, TYPICAL_CORE
+    return compiled(
+        graph,
+        by_node,
+        devices,
+        placement.policy,
+        placement.slots,
+        divided,
+        starts if divided else None,
     )
-    return compile_plan(
-        expansion.graph,
-        schedule,
-        kernels,
-        reach,
-        derived=expansion.derived,
-        slots=placement.slots,
-        saves=any(reach[name].copy_lanes is not None for name in used),
+
+
+def chosen(
+    graphs: Mapping[int, Graph], devices: Mapping[str, Device], placement: Placement
+) -> Found:
+    """What a policy of `COSTED` decides, among ways to lower a computation, by number of shards.
+
+    Raises PlanError where nothing can be placed, and ProfileError without costs.
+    """
+    if placement.cost is None:
+        raise ProfileError(
+            f"--policy {placement.policy} weighs what nodes cost on each device, and nothing is "
+            "known of that: run `aieflow calibrate` first"
+        )
+    return choose(
+        graphs,
+        devices,
+        placement.policy,
+        placement.places,
+        placement.slots,
+        placement.cost,
+        placement.objective,
+        placement.choices,
+        placement.effort,
     )
 
 

@@ -18,6 +18,7 @@ from aieflow.ops.graph import Graph, Node, Value
 from aieflow.ops.kernel import Kernels, Split, share
 from aieflow.runtime.hazards import Hazards, Region
 from aieflow.runtime.memory import MemoryPlan, plan_memory
+from aieflow.runtime.saving import endangered
 from aieflow.runtime.schedule import Schedule, device_of
 from aieflow.runtime.transfer import (
     HOST,
@@ -67,6 +68,7 @@ class Plan:
     entry: Mapping[str, frozenset[str]]  # state -> sides on which it is valid when a run begins
     exit: Mapping[str, frozenset[str]]  # and when it has ended
     derived: Mapping[str, Node]  # state -> the node that makes it anew from other states
+    keeps_states: bool = False  # a run that a device fails in leaves its states as they were
 
     @property
     def edges(self) -> int:
@@ -83,8 +85,13 @@ class Plan:
         return self.graph.nodes[step.node]
 
     def home_of(self, value: Value) -> str:
-        """The device that computes a value of a node."""
-        return device_of(self.schedule.placements[self.graph.producer[value]][0])
+        """The device that computes a value of a node; what is unpacked, its packed form."""
+        producer = self.graph.producer[value]
+        for operand in self.graph.nodes[producer].inputs:
+            space = self.memory.slots[operand].space
+            if space in self.memory.separate:
+                return self.memory.separate[space][0]
+        return device_of(self.schedule.placements[producer][0])
 
     def name_of(self, step: Step) -> str:
         """What a step is called: by its node, or by the value that it moves."""
@@ -109,12 +116,14 @@ def compile_plan(
     derived: Mapping[str, Node] | None = None,
     slots: int = 2,
     saves: bool = False,
+    roomy: bool = False,
 ) -> Plan:
     """Turn a schedule into a plan; raises PlanError where a device has no kernel for its node.
 
     `reach` holds the devices that do not work on the host side, `slots` is the number of buffers
-    for each streamed operand of separate memory. With `saves`, a run keeps copies of the states
-    that it updates until it has ended.
+    for each streamed operand of separate memory. With `saves`, a run that fails leaves its states
+    as they were: it keeps copies of those that need it until it has ended. With `roomy`, no lane
+    waits for memory alone: see `runtime.memory`.
     """
     schedule.check(graph)
     placements = schedule.placements
@@ -130,8 +139,9 @@ def compile_plan(
     by_value = {value: apart[value.name] for value in graph.values if value.name in apart}
     renewed = updated_states(graph, except_for=apart)
     states = {value.name: value for value in graph.states}
-    saved = [states[name] for name in renewed] if saves else []
-    memory = plan_memory(graph, may_share, by_value, slots, saved)
+    updated = [states[name] for name in renewed]
+    saved = endangered(graph, placements, reach, updated) if saves else ()
+    memory = plan_memory(graph, may_share, by_value, slots, saved, placements if roomy else None)
     layout = _Layout(graph, placements, memory, splits, reach)
     for value in saved:
         layout.save(value)
@@ -160,6 +170,7 @@ def compile_plan(
         {value.name: layout.entry[value.name] for value in graph.states},
         {value.name: layout.sides.valid(layout.last(value).name) for value in graph.states},
         derived or {},
+        saves,
     )
 
 

@@ -11,13 +11,22 @@ from aieflow.runtime.plan import Plan, Step
 
 
 class RunState:
-    """The state of one run of a plan."""
+    """The state of one run of a plan. Each event costs as much as it changes, not as many lanes."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._next = dict.fromkeys(plan.lanes, 0)  # how many steps each lane has started
+        self._order = {lane: place for place, lane in enumerate(plan.lanes)}
         self._running: dict[str, int] = {}
         self._finished: set[int] = set()
+        self._missing = [len(step.waits) for step in plan.steps]  # waits that have not finished
+        self._waiting: list[list[int]] = [[] for _ in plan.steps]  # who waits for each step
+        for step in plan.steps:
+            for wait in step.waits:
+                self._waiting[wait].append(step.index)
+        self._ready: dict[int, Step] = {}  # by the place of its lane
+        for lane in plan.lanes:
+            self._advance(lane)
 
     @property
     def is_done(self) -> bool:
@@ -26,10 +35,7 @@ class RunState:
 
     def ready(self) -> tuple[Step, ...]:
         """The steps that may start now, at most one for each lane, in lane order."""
-        heads = (self._head(lane) for lane in self._plan.lanes)
-        return tuple(
-            step for step in heads if step is not None and self._finished.issuperset(step.waits)
-        )
+        return tuple(self._ready[place] for place in sorted(self._ready))
 
     def start(self, step: int) -> None:
         """Note that `step` starts; raises PlanError when it may not."""
@@ -43,6 +49,7 @@ class RunState:
             raise PlanError(f"step {step} started on {lane} before steps {missing} had finished")
         self._next[lane] += 1
         self._running[lane] = step
+        del self._ready[self._order[lane]]
 
     def finish(self, step: int) -> tuple[Step, ...]:
         """Note that `step` has finished; return the steps that may start now."""
@@ -51,7 +58,18 @@ class RunState:
             raise PlanError(f"step {step} finished on {lane}, where it was not running")
         del self._running[lane]
         self._finished.add(step)
+        for waiting in self._waiting[step]:
+            self._missing[waiting] -= 1
+            if not self._missing[waiting]:
+                self._advance(self._plan.steps[waiting].lane)
+        self._advance(lane)
         return self.ready()
+
+    def _advance(self, lane: str) -> None:
+        """Note the head of a lane as ready, if it is."""
+        head = self._head(lane)
+        if head is not None and not self._missing[head.index]:
+            self._ready[self._order[lane]] = head
 
     def _head(self, lane: str) -> Step | None:
         """The step that an idle lane starts next."""

@@ -2,13 +2,18 @@
 
 A node on a compute lane is its device's work. All else (nodes and transfers on copy lanes, saved
 states) is the host's: there it costs time and power, and there it disturbs others.
+
+Where it was measured what a step takes beyond its work (until its lane wakes, say), that is part of
+its seconds, so that a simulator for which waits cost nothing foretells what a run takes.
 """
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from aieflow.profiles.machine_cost import HOST, MachineCost
+from aieflow.profiles.cost import CostModel
+from aieflow.profiles.machine_cost import HOST
+from aieflow.profiles.overhead import NO_OVERHEADS, Overheads
 from aieflow.runtime.plan import Plan, Step
 from aieflow.runtime.schedule import device_of
 
@@ -46,9 +51,10 @@ class StepCost(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MachineStepCost:
-    """The step costs that a machine's cost model foretells."""
+    """The step costs that a machine's cost model foretells, and what steps take beside work."""
 
-    machine: MachineCost
+    machine: CostModel
+    overheads: Overheads = NO_OVERHEADS
 
     @property
     def name(self) -> str:
@@ -64,6 +70,9 @@ class MachineStepCost:
         """What each step of a plan takes, by its index."""
         nbytes = {value.name: value.spec.nbytes for value in plan.graph.values}
         works: list[StepWork] = []
+        begun: set[str] = set()  # lanes
+        computing = {device_of(step.lane) for step in plan.steps if ".compute" in step.lane}
+        devices = ",".join(sorted(computing))
         for step in plan.steps:
             device = working_device(step)
             if step.kind == "node":
@@ -72,6 +81,10 @@ class MachineStepCost:
                 seconds = self.machine.copy_s(nbytes[step.value])
             else:
                 seconds = self.machine.transfer_s(device_of(step.lane), nbytes[step.value])
+            after = [plan.steps[wait].lane for wait in step.waits]
+            is_first = step.lane not in begun
+            begun.add(step.lane)
+            seconds = self.overheads.seconds(seconds, step.lane, after, is_first, devices)
             works.append(StepWork(device, seconds, self.machine.lane_w(device)))
         return tuple(works)
 

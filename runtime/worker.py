@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 
+from aieflow.devices.base import Clock
+
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
@@ -47,6 +49,7 @@ class Worker:
         self._on_error = on_error
         self._finish = finish  # of the lane, where calls return before their work is done
         self._is_traced = False
+        self._clock: Clock | None = None
         self._is_closed = False
         self._wanted = 0  # runs asked for
         self._done = 0  # runs that ended
@@ -57,9 +60,13 @@ class Worker:
         self._thread = threading.Thread(target=self._serve, name=f"aieflow {lane}", daemon=True)
         self._thread.start()
 
-    def prepare(self, traced: bool) -> None:
-        """Forget the last run; to be called for all workers before the first is started."""
+    def prepare(self, traced: bool, clock: Clock | None = None) -> None:
+        """Forget the last run; to be called for all workers before the first is started.
+
+        `clock` is the lane's own, where it has one.
+        """
         self._is_traced = traced
+        self._clock = clock
         self.is_cancelled = False
         self.completed = 0  # here, for a worker that Ctrl-C keeps from starting
         self.error = None
@@ -96,11 +103,13 @@ class Worker:
                     if self.is_cancelled:
                         break
                     if self._is_traced:
-                        self.starts[place] = perf_counter_ns()
+                        begin = perf_counter_ns()
                         instruction.call()
                         if self._finish is not None:
                             self._finish()
-                        self.ends[place] = perf_counter_ns()
+                        end = perf_counter_ns()
+                        ran = None if self._clock is None else self._clock()
+                        self.starts[place], self.ends[place] = within(begin, end, ran)
                     else:
                         instruction.call()
                         if instruction.finish is not None:
@@ -114,6 +123,20 @@ class Worker:
                     self._on_error()
             self._done += 1
             _wake(self._idle)
+
+
+def within(begin: int, end: int, ran: tuple[int, int] | None) -> tuple[int, int]:
+    """When a step ran, as its lane's clock says: not outside of what the worker saw, in ns.
+
+    The device's clock is known to some error only, and a step that seems to begin before the end of
+    what it waits for would be no legal trace; nor would one that takes no time, of two that follow.
+
+    >>> within(100, 200, (90, 150)), within(100, 200, None)
+    ((100, 150), (100, 200))
+    """
+    first, last = ran or (begin, end)
+    first = min(max(first, begin), max(begin, end - 1))
+    return first, min(max(last, first + 1), end)
 
 
 def _wake(lock: threading.Lock) -> None:

@@ -12,6 +12,7 @@ standard output and standard error. The GEMM rate of this computer, which takes 
 is made up.
 """
 
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,12 @@ from aieflow.devices.cpu import CpuDevice
 from aieflow.tools import summary
 from aieflow.tools.cli import main
 from aieflow.tools.oracle import Oracle, read_oracle
+
+
+def pytest_collection_finish() -> None:
+    """Leave what imports made out of garbage collections: it is much, and tests ask for many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from aieflow.gpt2.trainer import Exclusion, StepRecord
+from aieflow.gpt2.trainer import Exclusion, Replanned, StepRecord
 
 
 class EventWatcher:
@@ -22,3 +22,6 @@ class EventWatcher:
 
     def on_exclusion(self, exclusion: Exclusion) -> None:
         self.events.append(f"without {exclusion.device}")
+
+    def on_replan(self, replanned: Replanned) -> None:
+        self.events.append(f"{replanned.replan.outcome} {replanned.training_step}")

@@ -41,13 +41,13 @@ class Attention:
         """Forward, then backward, the heads divided at `cuts`."""
         T, _, D = self.sizes
         ends = (0, *cuts, self.heads)
+        qkv, out, lse = self.qkv.reshape(-1), self.out.reshape(-1), self.lse.reshape(-1)
         for share in itertools.pairwise(ends):
             memory = np.full(forward_floats(T, D), np.nan, np.float32)
-            tensors = (self.qkv.reshape(-1), self.out.reshape(-1), self.lse.reshape(-1))
-            forward(*tensors, memory, KEY, self.sizes, share, *self.dropout)
+            forward(qkv, out, lse, memory, KEY, self.sizes, share, *self.dropout)
         for share in itertools.pairwise(ends):
             memory = np.full(backward_floats(T, D), np.nan, np.float32)
-            operands = (*tensors, self.dout.reshape(-1), self.dqkv.reshape(-1))
+            operands = (qkv, out, lse, self.dout.reshape(-1), self.dqkv.reshape(-1))
             backward(operands, memory, KEY, self.sizes, share, *self.dropout)
 
     def expected(self) -> tuple[Array, Array, Array]:

@@ -7,11 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from aieflow.devices.described import described_cpu, described_igpu, described_npu
 from aieflow.devices.fake import FakeDevice, random_graph
 from aieflow.devices.fake_remote import FakeRemoteDevice
-from aieflow.gpt2.config import ModelConfig
-from aieflow.gpt2.lower import training_step
 from aieflow.ops.builder import Builder
 from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph, Node
@@ -19,25 +16,13 @@ from aieflow.ops.kernel import Kernels
 from aieflow.ops.pointwise import GELU
 from aieflow.ops.spec import Spec
 from aieflow.profiles.cost import RooflineCost
-from aieflow.profiles.machine_cost import MachineCost
-from aieflow.profiles.machine_file import load_machine
-from aieflow.runtime.bounds import (
-    Bound,
-    Choice,
-    Choices,
-    area_and_precedence,
-    bound,
-    critical_path,
-    node_choices,
-)
-from aieflow.runtime.machine import Machine
-from aieflow.runtime.placement import Placement, place_on
+from aieflow.runtime.bounds import Bound, area_and_precedence, bound, critical_path
+from aieflow.runtime.needs import Choice, Choices, Needs, node_choices
 from aieflow.runtime.plan import Plan, compile_plan
 from aieflow.runtime.policies.cpu import schedule_lanes
-from aieflow.runtime.policies.fixed import RULES
 from aieflow.runtime.schedule import device_of
 from aieflow.runtime.simulate import simulate
-from aieflow.runtime.step_cost import MachineStepCost, StepWork
+from aieflow.runtime.step_cost import StepWork
 from aieflow.runtime.transfer import reaches
 
 ONE_EACH = {"a": 1, "b": 1}
@@ -61,7 +46,7 @@ def whole(seconds: Mapping[str, float]) -> dict[str, Choice]:
 
 def test_a_chain_takes_its_fastest_devices() -> None:
     choices = [whole({"a": 2, "b": 3}), whole({"a": 5, "b": 1}), whole({"a": 1})]
-    found = bound(chain(3), choices, ONE_EACH)
+    found = bound(chain(3), Needs(choices, ONE_EACH))
     assert found.critical_path_s == 4
     assert found.area_s == pytest.approx(4, rel=1e-9)
     assert found.seconds == max(found.critical_path_s, found.area_s)
@@ -70,10 +55,12 @@ def test_a_chain_takes_its_fastest_devices() -> None:
 def test_independent_nodes_share_the_area() -> None:
     """a does 1 and b half a node a second: six nodes in 4 s."""
     choices = [whole({"a": 1, "b": 2})] * 6
-    found = bound(chain(0, 6), choices, ONE_EACH)
+    found = bound(chain(0, 6), Needs(choices, ONE_EACH))
     assert found.critical_path_s == 1
     assert found.area_s == pytest.approx(4, rel=1e-9)
-    assert bound(chain(0, 6), choices, {"a": 2, "b": 1}).area_s == pytest.approx(2.4, rel=1e-9)
+    assert bound(chain(0, 6), Needs(choices, {"a": 2, "b": 1})).area_s == pytest.approx(
+        2.4, rel=1e-9
+    )
 
 
 def test_precedence_and_area_together_say_more_than_each() -> None:
@@ -83,7 +70,7 @@ def test_precedence_and_area_together_say_more_than_each() -> None:
     move 8/3 links: 16/3 s. The chain alone has 4 s.
     """
     choices = [whole({"a": 1, "b": 2})] * 4 + [whole({"a": 1})] * 4
-    found = bound(chain(4, 4), choices, ONE_EACH)
+    found = bound(chain(4, 4), Needs(choices, ONE_EACH))
     assert found.critical_path_s == 4
     assert found.area_s == pytest.approx(6, rel=1e-9)
 
@@ -91,7 +78,7 @@ def test_precedence_and_area_together_say_more_than_each() -> None:
 def test_a_divided_node_counts_its_shortest_part_and_all_its_lane_time() -> None:
     """Two nodes of 4 s on one of four lanes, 1.5 s on all: lane time 2 x 4 over 4 lanes."""
     choices = [{"a": Choice(1.5, 4.0)}] * 2
-    wide, long = (bound(graph, choices, {"a": 4}) for graph in (chain(0, 2), chain(2)))
+    wide, long = (bound(graph, Needs(choices, {"a": 4})) for graph in (chain(0, 2), chain(2)))
     assert (wide.critical_path_s, long.critical_path_s) == (1.5, 3)
     assert wide.area_s == pytest.approx(2, rel=1e-9)
     assert long.area_s == pytest.approx(3, rel=1e-9)
@@ -112,18 +99,20 @@ def test_tiny_durations_are_as_exact_as_seconds(seed: int) -> None:
     """The solver takes what is below 1e-9 for nothing; what it is given is not so small."""
     graph, large = drawn(seed, 60, ("a", "b"))
     small = [whole({d: c.span_s * 1e-10 for d, c in choice.items()}) for choice in large]
-    expected = area_and_precedence(graph, large, ONE_EACH)
-    assert area_and_precedence(graph, small, ONE_EACH) == pytest.approx(1e-10 * expected, rel=1e-9)
+    expected = area_and_precedence(graph, Needs(large, ONE_EACH))
+    assert area_and_precedence(graph, Needs(small, ONE_EACH)) == pytest.approx(
+        1e-10 * expected, rel=1e-9
+    )
 
 
 def test_nothing_takes_no_time() -> None:
     free = [whole({"a": 0.0})] * 3
-    assert bound(chain(3), free, {"a": 1}) == Bound(0, 0)
-    assert bound(Builder("nothing").finish([]), [], {"a": 1}) == Bound(0, 0)
+    assert bound(chain(3), Needs(free, {"a": 1})) == Bound(0, 0)
+    assert bound(Builder("nothing").finish([]), Needs([], {"a": 1})) == Bound(0, 0)
 
 
 def test_a_node_without_a_device_is_named() -> None:
-    for function in (lambda g, c: critical_path(g, c), lambda g, c: bound(g, c, ONE_EACH)):
+    for function in (lambda g, c: critical_path(g, c), lambda g, c: bound(g, Needs(c, ONE_EACH))):
         with pytest.raises(PlanError, match="link1: no device has a kernel of gelu"):
             function(chain(2), [whole({"a": 1}), {}])
 
@@ -177,7 +166,7 @@ def test_no_schedule_undercuts_the_bound(seed: int) -> None:
         for order in orders(graph)
         for assignment in itertools.product(*choices)
     )
-    found = bound(graph, choices, ONE_EACH)
+    found = bound(graph, Needs(choices, ONE_EACH))
     assert found.critical_path_s * (1 - 1e-9) <= found.area_s  # the LP has the path's rule too
     assert found.seconds <= least * (1 + 1e-12)
     assert found.seconds >= 0.5 * least  # of these eight graphs
@@ -191,7 +180,7 @@ def test_no_assignment_of_eight_nodes_undercuts_the_bound(seed: int) -> None:
     least = min(
         makespan(graph, choices, assignment, program) for assignment in itertools.product(*choices)
     )
-    found = bound(graph, choices, {"a": 1, "b": 1, "c": 1})
+    found = bound(graph, Needs(choices, {"a": 1, "b": 1, "c": 1}))
     assert 0 < found.seconds <= least * (1 + 1e-12)
 
 
@@ -233,7 +222,7 @@ def test_no_plan_undercuts_the_bound_though_lanes_run_ahead(seed: int) -> None:
     )
     kernels: Kernels = {name: device.kernels for name, device in around.items()}
     lanes = {"fake": 3, "far": 1}
-    found = bound(graph, node_choices(graph, kernels, lanes, cost.node_s), lanes)
+    found = bound(graph, Needs(node_choices(graph, kernels, lanes, cost.node_s), lanes))
     names = {name: device.lanes for name, device in around.items()}
     divided = 0
     for homes in itertools.islice(
@@ -246,44 +235,3 @@ def test_no_plan_undercuts_the_bound_though_lanes_run_ahead(seed: int) -> None:
         plan = compile_plan(graph, schedule, kernels, reaches(around))
         assert found.seconds <= simulate(plan, cost).seconds * (1 + 1e-12)
     assert divided > 0
-
-
-def test_of_a_chain_on_the_npu_its_products_count_alone() -> None:
-    cost = MachineCost(load_machine("phoenix"))
-    config = ModelConfig(vocab_size=64, seq_len=8, layers=1, heads=2, channels=16)
-    graph = training_step(config, 2, 8)
-    npu = described_npu("npu1", 1, 1 << 34)
-    kernels: Kernels = {"cpu": described_cpu(8, 1 << 34).kernels, "npu": npu.kernels}
-    choices = node_choices(graph, kernels, {"cpu": 8, "npu": 1}, cost.node_s)
-    plan = place_on(graph, {"cpu": described_cpu(8, 1 << 34), "npu": npu}, Placement("gemm-on-npu"))
-    seconds = simulate(plan, MachineStepCost(cost)).seconds_by_op()
-    total = sum(choice["npu"].lane_s for choice in choices if "npu" in choice)
-    assert total == pytest.approx(sum(c["npu"].span_s for c in choices if "npu" in c))
-    # The trace has them with contention; the slowdown of the NPU beside the CPU is 1.005.
-    assert total <= seconds["npu_gemm"] * (1 + 1e-9) <= 1.005 * total * (1 + 1e-9)
-    assert {node.op.name for node, c in zip(graph.nodes, choices, strict=True) if "npu" in c} == {
-        "matmul"
-    }
-
-
-@pytest.mark.parametrize("name", ["phoenix", "phoenix-paper", "strix"])
-def test_no_policy_undercuts_the_bound_of_a_training_step(name: str) -> None:
-    profile = load_machine(name)
-    cost = MachineCost(profile)
-    config = ModelConfig(vocab_size=512, seq_len=32, layers=2, heads=2, channels=64)
-    graph = training_step(config, 4, 32, shards=2)
-    devices = (
-        described_cpu(cost.lanes("cpu"), 1 << 34),
-        described_igpu(1, 1 << 34),
-        described_npu(profile.npu.generation, 1, 1 << 34),
-    )
-    lanes = {device.name: len(device.lanes) for device in devices}
-    kernels: Kernels = {device.name: device.kernels for device in devices}
-    found = bound(graph, node_choices(graph, kernels, lanes, cost.node_s), lanes)
-    for policy in RULES:
-        plan = Machine(devices, Placement(policy)).plan(graph)
-        seconds = simulate(plan, MachineStepCost(cost)).seconds
-        assert 0 < found.critical_path_s * (1 - 1e-9) <= found.seconds <= seconds
-    # The CPU alone, with nothing else to choose from, is nearer to its own bound.
-    alone = bound(graph, node_choices(graph, {"cpu": kernels["cpu"]}, lanes, cost.node_s), lanes)
-    assert alone.seconds > found.seconds

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from event_watcher import EventWatcher
+from short_run import CONFIG, MODEL, run_once
 
 from aieflow.devices.cpu import CpuDevice
 from aieflow.devices.fake import FakeDevice
@@ -18,11 +18,8 @@ from aieflow.devices.fake_remote import FakeRemoteDevice
 from aieflow.devices.npu import NpuDevice
 from aieflow.devices.xrt_emulator import XrtEmulator
 from aieflow.devices.xrt_emulator_faults import CallKind, Fault
-from aieflow.gpt2.config import ModelConfig
-from aieflow.gpt2.data import TokenData
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.run_folder import RunFolder, create_run
-from aieflow.gpt2.train import restore, train
 from aieflow.gpt2.trainer import Trainer
 from aieflow.ops.errors import DeviceError
 from aieflow.ops.op import Array
@@ -32,8 +29,6 @@ from aieflow.runtime.placement import Placement
 from aieflow.tools.bench_train import RandomTokens
 from aieflow.tools.emulation import emulated_xrt, open_emulated_npu
 
-MODEL = ModelConfig(vocab_size=50, seq_len=16, layers=1, heads=2, channels=16)
-CONFIG = RunConfig(model=MODEL, batch_size=2, seq_len=8, steps=10)
 STEPS = 4
 EVERYWHERE = {"layernorm": "far", "gelu": "far", "matmul": "far", "adamw": "far"}
 
@@ -253,21 +248,6 @@ def fill(trainer: Trainer, values: dict[str, Array]) -> None:
         kinds[kind][name][...] = array
 
 
-IDS = (np.arange(400) % 50).astype(np.uint16)
-TOKENS = TokenData(IDS, IDS[:100], 50, None, "these tokens")
-
-
-def run_once(run: RunFolder, machine: Machine, spoil: Callable[[Trainer], None]) -> EventWatcher:
-    """A process's worth of a run; `spoil` is called before it."""
-    watcher = EventWatcher()
-    with closing(Trainer(run.config, machine)) as trainer:
-        trainer.warm_up()
-        state = restore(run, trainer, TOKENS, None)
-        spoil(trainer)
-        train(run, trainer, TOKENS, state, watcher)
-    return watcher
-
-
 def lines_of(run: RunFolder) -> list[dict[str, object]]:
     clocks = ("seconds", "tokens_per_s")
     lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
@@ -289,21 +269,20 @@ def test_a_run_stops_with_a_checkpoint_from_which_it_goes_on_with_the_same_bits(
     tmp_path: Path,
 ) -> None:
     whole = create_run(tmp_path / "whole", SHORT)
-    run_once(whole, Machine((FakeDevice(lanes=2),)), lambda trainer: None)
+    run_once(whole, Machine((FakeDevice(lanes=2),)))
     run = create_run(tmp_path / "run", SHORT)
     far = FakeRemoteDevice("far")
     with pytest.raises(DeviceError, match=r"fell off the bus; the run is saved: .*--resume .*run"):
         run_once(run, far_machine(far, excludes=False), fail_in_third_step(far))
     assert run.latest == run.checkpoint(2)
-    run_once(run, Machine((FakeDevice(lanes=2),)), lambda trainer: None)
+    run_once(run, Machine((FakeDevice(lanes=2),)))
     assert lines_of(run) == lines_of(whole)
 
 
 def test_a_run_tells_which_device_it_lost(tmp_path: Path) -> None:
     run = create_run(tmp_path / "run", SHORT)
     far = FakeRemoteDevice("far")
-    watcher = run_once(run, far_machine(far), fail_in_third_step(far))
-    assert watcher.events == [
+    assert run_once(run, far_machine(far), fail_in_third_step(far)) == [
         *("step 1", "step 2", "without far", "step 3", "step 4", "step 5"),
         *("evaluation 5", "step-5"),
     ]

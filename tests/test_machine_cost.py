@@ -18,6 +18,7 @@ FIGURES = {
     "cpu.gemm_flops_per_s": 8e9,
     "cpu.other_flops_per_s": 4e9,
     "cpu.memory_bytes_per_s": 2e9,
+    "cpu.core_memory_bytes_per_s": 1e9,
     "cpu.launch_s": 0.5,
     "cpu.active_w": 20,
     "cpu.idle_w": 3,
@@ -57,7 +58,8 @@ def plain() -> MachineCost:
         ("cpu", "matmul", 2e9, 1e9, 0.5 + 2),  # and 2e9 / 4 bytes/s: the longer of the two
         ("cpu", "gelu", 2e9, 0, 0.5 + 2),
         ("cpu", "attention", 0, 0, 0.5),
-        ("cpu", "npu_pack", 0, 1e9, 0.5 + 2),
+        ("cpu", "npu_pack", 0, 1e9, 0.5 + 1),  # host work has a core's own bandwidth
+        ("cpu", "npu_unpack", 4e9, 1e9, 0.5 + 4),  # but a lane's FLOPs
         ("igpu", "matmul", 16e9, 0, 0.25 + 1),  # one lane: all of the device
         ("igpu", "gelu", 16e9, 0, 0.25 + 0.5),
         ("igpu", "gelu", 0, 4e9, 0.25 + 1),
@@ -81,12 +83,24 @@ def test_all_lanes_together_have_the_rate_of_the_device() -> None:
     assert cost.node_s("cpu", node) == pytest.approx(0.5 + 4 * whole_device, rel=1e-12)
 
 
+@pytest.mark.parametrize(("parts", "seconds"), [(1, 1.0), (2, 0.5), (4, 0.5), (8, 0.25)])
+def test_parts_of_host_work_share_the_bandwidth(parts: int, seconds: float) -> None:
+    """One core has 1e9 bytes/s, two have all there is (2e9), and eight parts are four at a time."""
+    assert plain().work_s("cpu", "npu_pack", 0, 1e9 / parts, parts) == pytest.approx(0.5 + seconds)
+    assert plain().work_s("cpu", "gelu", 0, 1e9 / parts, parts) == pytest.approx(0.5 + 2 / parts)
+
+
+def test_the_npu_does_nothing_but_gemm() -> None:
+    with pytest.raises(InputError, match="no machine describes gelu on the npu: it runs npu_gemm"):
+        plain().work_s("npu", "gelu", 1, 1)
+
+
 def test_transfers_copies_and_watts() -> None:
     cost = plain()
     assert cost.transfer_s("npu", 2e9) == 0.25 + 0.25
     assert cost.transfer_s("npu", 0) == 0.25
     assert cost.transfer_s("igpu", 2e9) == 0.125  # shared memory: nothing is copied
-    assert cost.copy_s(1e9) == 0.5 + 4  # read and written, by one of four lanes
+    assert cost.copy_s(1e9) == 0.5 + 2  # read and written, by one core
     assert cost.idle_w == 3 + 2 + 1
     assert [cost.lane_w(device) for device in ("cpu", "igpu", "npu")] == [5, 10, 5]
     assert [cost.lanes(device) for device in ("cpu", "igpu", "npu")] == [4, 1, 1]

@@ -25,8 +25,10 @@ SCALED = {
     *(
         f"{device}.{rate}"
         for device in ("cpu", "igpu", "npu")
-        for rate in ("gemm_flops_per_s", "other_flops_per_s", "memory_bytes_per_s", "active_w")
+        for rate in ("gemm_flops_per_s", "memory_bytes_per_s", "active_w")
     ),
+    *(f"{device}.other_flops_per_s" for device in ("cpu", "igpu")),
+    "cpu.core_memory_bytes_per_s",
     "links.igpu.bytes_per_s",
     "links.npu.bytes_per_s",
 }
@@ -246,12 +248,12 @@ FAULTS = {
         ["npu.gemm_flops_per_s.low", "above high = 2.07e+12: exchange"],
     ),
     "assumed without a range": (
-        ("low = 1e10\nhigh = 1e12\n", ""),
-        ["npu.other_flops_per_s.mark = 'assumed'", "add low and high"],
+        ("low = 7e9\nhigh = 40e9\n", ""),
+        ["cpu.core_memory_bytes_per_s.mark = 'assumed'", "add low and high"],
     ),
     "assumed as if it were known": (
-        ("unknown: no rate of other kernels", "SI: the rate of other kernels"),
-        ["npu.other_flops_per_s.source = 'SI: the rate", '"unknown"'],
+        ("unknown on this chip: three quarters", "SB: three quarters"),
+        ["cpu.core_memory_bytes_per_s.source = 'SB: three quarters", '"unknown"'],
     ),
     "another generation": (
         ('generation = "npu1"', 'generation = "npu4"'),

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aieflow.gpt2.config import ModelConfig
+from aieflow.gpt2.lower import training_step
 from aieflow.ops.builder import Builder
+from aieflow.ops.cpu.catalogue import KERNELS
 from aieflow.ops.errors import GraphError
 from aieflow.ops.graph import Graph, Node
 from aieflow.ops.interpret import interpret
@@ -18,11 +21,12 @@ from aieflow.ops.npu.catalogue import design_kernels, kernels
 from aieflow.ops.npu.design import DESIGNS, GemmDesign
 from aieflow.ops.npu.expansion import chunks, expand_matmul
 from aieflow.ops.npu.generation import NPU1, NPU2
-from aieflow.ops.npu.kernels import NpuKernel
+from aieflow.ops.npu.kernels import CONVERSIONS, NpuKernel
 from aieflow.ops.npu.ops import OPS
 from aieflow.ops.npu.packing import from_bfloat16, to_bfloat16
 from aieflow.ops.op import Array
 from aieflow.ops.spec import Spec
+from aieflow.runtime.expansion import expand
 
 SMALL1 = GemmDesign(NPU1, 16, 8, 16, columns=4)  # granule 64 x 8 x 64
 SMALL2 = GemmDesign(NPU2, 8, 8, 32, columns=8)  # granule 32 x 8 x 256
@@ -240,6 +244,44 @@ def test_the_head_is_cut_in_chunks_of_columns() -> None:
     }
     widths = [int(node.attrs["N"]) for node in chain if node.op.name == "npu_gemm"]
     assert widths == [7296] * 6 + [50257 - 6 * 7296]
+
+
+@pytest.mark.parametrize("can_convert", [True, False])
+def test_conversions_are_the_hosts_where_it_can(can_convert: bool) -> None:
+    """Packed weights, renewed after their update, too; otherwise they stay with the device."""
+    graph = training_step(
+        ModelConfig(vocab_size=40, seq_len=8, layers=1, channels=16, heads=2), 2, 8
+    )
+    host = {**KERNELS, **CONVERSIONS} if can_convert else KERNELS
+    around = {"cpu": host, "npu": kernels(NPU1)}
+    places = ["npu" if node.op is MATMUL else "cpu" for node in graph.nodes]
+    expansion = expand(graph, places, around)
+    found = {
+        (node.op.name, home)
+        for node, home in zip(expansion.graph.nodes, expansion.homes, strict=True)
+        if node.op.name.startswith("npu")
+    }
+    converting = "cpu" if can_convert else "npu"
+    assert found == {
+        ("npu_gemm", "npu"),
+        *((name, converting) for name in ("npu_pack", "npu_repack", "npu_unpack")),
+    }
+    assert len(expansion.derived) == 2 * 5  # each weight in two layouts
+
+
+@pytest.mark.parametrize("product", [*GPT2, *CUT], ids=str)
+def test_conversions_move_their_ranges_alone(product: Product) -> None:
+    """However a product is cut, its unpacks together read and write each element once a pass."""
+    nodes = product.expanded(SMALL1).nodes
+    chunks_of_k = len({node.attrs["first_column"] for node in nodes if ":pack_a" in node.name})
+    adds = chunks_of_k - 1 + ("addend" in product.options)
+    bias = 4 * product.N * len({n.attrs["first_row"] for n in nodes if ":unpack" in n.name})
+    moved = sum(node.nbytes for node in nodes if node.op.name == "npu_unpack")
+    assert moved == 4 * product.M * product.N * (2 * chunks_of_k + adds) + (
+        bias if "bias" in product.options else 0
+    )
+    read = sum(n.nbytes - n.outputs[0].spec.nbytes for n in nodes if ":pack_a" in n.name)
+    assert read == 4 * product.M * product.K
 
 
 @pytest.mark.parametrize(

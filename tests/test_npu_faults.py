@@ -39,6 +39,20 @@ def xrt() -> XrtEmulator:
     return XrtEmulator(NPU1.generation)
 
 
+@pytest.fixture
+def xclbin(tmp_path: Path) -> Path:
+    """A file with the design NPU1."""
+    file = tmp_path / "gemm.xclbin"
+    write_xclbin(file, emulated_xclbin(NPU1))
+    return file
+
+
+@pytest.fixture
+def device(xclbin: Path, xrt: XrtEmulator) -> NpuDevice:
+    """An open device with it; closed when nothing refers to it any more."""
+    return NpuDevice(xrt, xclbin, NPU1, memory_nbytes=1 << 30)
+
+
 def open_npu(
     path: Path, xrt: XrtEmulator, design: GemmDesign = NPU1, content: GemmDesign | None = None
 ) -> NpuDevice:
@@ -162,7 +176,7 @@ def test_each_fault_while_opening_is_told_with_its_remedy(
     [fault for fault in FAULTS if fault[0] in ("sync.in", "sync.out", "start", "execution")],
 )
 def test_each_fault_while_running_is_told_with_its_place(
-    tmp_path: Path,
+    device: NpuDevice,
     xrt: XrtEmulator,
     kind: CallKind,
     how: Fault,
@@ -170,7 +184,7 @@ def test_each_fault_while_running_is_told_with_its_place(
     quoted: str,
     advice: str,
 ) -> None:
-    product = Ones(open_npu(tmp_path, xrt))
+    product = Ones(device)
     assert np.all(product.compute() == 64)
     xrt.fail(kind, 1, how, words)
     if how == "flip":  # nobody can tell
@@ -188,20 +202,17 @@ def test_each_fault_while_running_is_told_with_its_place(
 
 @pytest.mark.parametrize(("kind", "how"), [("bo", "refused"), ("set_arg", "refused")])
 def test_a_fault_while_binding_is_told(
-    tmp_path: Path, xrt: XrtEmulator, kind: CallKind, how: Fault
+    device: NpuDevice, xrt: XrtEmulator, kind: CallKind, how: Fault
 ) -> None:
-    device = open_npu(tmp_path, xrt)
     xrt.fail(kind, 1, how)
     with pytest.raises(DeviceError, match="XRT says"):
         Ones(device)
     Ones(device)
 
 
-def test_a_command_that_never_ends_meets_our_own_deadline(tmp_path: Path, xrt: XrtEmulator) -> None:
-    file = tmp_path / "gemm.xclbin"
-    write_xclbin(file, emulated_xclbin(NPU1))
-    expected_s = 0.001  # 20 times of which is the deadline
-    device = NpuDevice(xrt, file, NPU1, expected_s=lambda size: expected_s, deadline_s=0.0)
+def test_a_command_that_never_ends_meets_our_own_deadline(xclbin: Path, xrt: XrtEmulator) -> None:
+    expected_s = [60.0, 0.001]  # of the check that opening makes, then; 20 times it is the deadline
+    device = NpuDevice(xrt, xclbin, NPU1, expected_s=lambda size: expected_s.pop(0), deadline_s=0.0)
     product = Ones(device)
     xrt.fail("execution", 1, "hang")
     begun = xrt.clock.now()
@@ -266,31 +277,27 @@ def test_zeros_of_an_unknown_chip_are_found(tmp_path: Path) -> None:
         open_npu(tmp_path, xrt)
 
 
-def test_the_emulators_xclbin_is_not_for_hardware(tmp_path: Path) -> None:
-    file = tmp_path / "gemm.xclbin"
-    write_xclbin(file, emulated_xclbin(NPU1))
-    content = read_xclbin(file)
+def test_the_emulators_xclbin_is_not_for_hardware(xclbin: Path) -> None:
+    content = read_xclbin(xclbin)
     with pytest.raises(DeviceError, match="is for the emulator and holds no program for RyzenAI"):
-        check_xclbin(file, content, NPU1, "RyzenAI-npu1")
-    check_xclbin(file, replace(content, is_emulated=False), NPU1, "RyzenAI-npu1")
+        check_xclbin(xclbin, content, NPU1, "RyzenAI-npu1")
+    check_xclbin(xclbin, replace(content, is_emulated=False), NPU1, "RyzenAI-npu1")
 
 
 def test_an_xclbin_without_description_is_judged_by_its_result(
-    tmp_path: Path, xrt: XrtEmulator
+    xclbin: Path, xrt: XrtEmulator
 ) -> None:
     """One that the compiler built: the emulator cannot run it, and the check says so."""
-    file = tmp_path / "gemm.xclbin"
-    write_xclbin(file, emulated_xclbin(NPU1))
-    data = bytearray(file.read_bytes())
+    data = bytearray(xclbin.read_bytes())
     place = next(
         at
         for at in range(456, 456 + 7 * 40, 40)
         if int.from_bytes(data[at : at + 4], "little") == USER_METADATA
     )
     data[place : place + 4] = AIE_PARTITION.to_bytes(4, "little")
-    file.write_bytes(data)
+    xclbin.write_bytes(data)
     with pytest.raises(DeviceError, match="check: the command ended in ERROR"):
-        NpuDevice(xrt, file, NPU1, memory_nbytes=1 << 20)
+        NpuDevice(xrt, xclbin, NPU1, memory_nbytes=1 << 20)
     assert "holds no description" in xrt.messages[-1]
 
 
@@ -310,16 +317,14 @@ def test_a_kernel_with_too_few_arguments_is_told(tmp_path: Path, xrt: XrtEmulato
     ],
 )
 def test_a_region_that_cannot_be_synced_is_told(
-    tmp_path: Path, xrt: XrtEmulator, name: str, place: slice, words: str
+    device: NpuDevice, name: str, place: slice, words: str
 ) -> None:
-    device = open_npu(tmp_path, xrt)
     memory = {"foreign": np.zeros(4096, np.uint8), "own": device.allocate(4096).data}[name]
     with pytest.raises(DeviceError, match=words):
         device.bind_transfer(memory[place], "in")
 
 
-def test_nodes_that_it_cannot_run_are_told(tmp_path: Path, xrt: XrtEmulator) -> None:
-    device = open_npu(tmp_path, xrt)
+def test_nodes_that_it_cannot_run_are_told(device: NpuDevice) -> None:
     node = matmul_node(1, 1, 1)
     call = Call((), (), {}, np.empty(0, np.uint8))
     with pytest.raises(DeviceError, match="node product: matmul is several nodes"):

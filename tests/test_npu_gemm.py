@@ -89,7 +89,17 @@ def products() -> list[Node]:
     return list(kinds.values())
 
 
-@pytest.mark.parametrize("node", products(), ids=lambda node: node.name)
+def is_the_heads(node: Node) -> bool:
+    return any(PRESETS["124M"].vocab_size in spec.shape for spec in node.input_specs)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        pytest.param(each, id=each.name, marks=[pytest.mark.slow] if is_the_heads(each) else [])
+        for each in products()
+    ],
+)
 def test_products_of_gpt2(devices: dict[str, Device], node: Node) -> None:
     check(devices, node, seed=1)
 

@@ -15,7 +15,7 @@ from aieflow.ops.npu.generation import NPU1, NPU2
 from aieflow.ops.npu.kernels import PACK_KERNEL, REPACK_KERNEL, UNPACK_KERNEL
 from aieflow.ops.npu.layout import Layout, Range, a_layout, b_layout, c_layout, gathered, positions
 from aieflow.ops.npu.ops import range_attrs, shape_attrs
-from aieflow.ops.npu.packing import from_bfloat16, to_bfloat16
+from aieflow.ops.npu.packing import from_bfloat16, pack_units, to_bfloat16, unpack_units
 from aieflow.ops.op import Array, Arrays
 from aieflow.ops.spec import Spec
 
@@ -150,6 +150,20 @@ def test_packing(
     first = (3, 5) if transpose else (5, 3)
     taken = Range(rows, columns, *first, transpose)
     assert np.array_equal(run_pack(larger, layout, taken, 2), packed)
+
+
+def test_conversions_of_a_small_batch_divide_over_many_lanes() -> None:
+    """256 tokens of 768: four rows of tiles only, yet 12 units to pack and 64 to unpack."""
+    size, design = GemmSize(256, 768, 768), GemmDesign(NPU1, 64, 64, 32, columns=4)
+    for layout, transpose, units in (
+        (a_layout(design, size), False, 4 * 3),
+        (a_layout(design, size), True, 12),
+        (b_layout(design, size), False, 12 * 6),
+        (b_layout(design, size), True, 24 * 3),
+    ):
+        taken = Range(layout.rows, layout.columns, transpose=transpose)
+        assert pack_units(layout, taken) == units
+    assert unpack_units(c_layout(design, size), Range(256, 768)) == 64
 
 
 def test_a_source_of_three_axes_is_a_matrix_of_its_last() -> None:

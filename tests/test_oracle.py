@@ -33,7 +33,11 @@ LOSSES = {"tiny": 1e-5, "odd": 1e-5, "124M": 1e-4}
 NORMS = {"tiny": 1e-5, "odd": 1e-5, "124M": 1e-3}
 UPDATES = {"tiny": 1e-3, "odd": 1e-3, "124M": 2e-3}
 
-RUNS = [(name, clip) for name, case in CASES.items() for clip in case.grad_clips]
+RUNS = [
+    pytest.param(name, clip, marks=[pytest.mark.slow] if name == "124M" else [])
+    for name, case in CASES.items()
+    for clip in case.grad_clips
+]
 
 
 def filled_states(oracle: Oracle, states: dict[str, Array]) -> dict[str, Array]:
@@ -55,7 +59,11 @@ def test_logits_equal_pytorch(name: str, load_oracle: Callable[[str], Oracle]) -
 
 
 @pytest.mark.parametrize(
-    ("name", "lanes"), [("tiny", 1), ("tiny", 2), ("odd", 1), ("odd", 2), ("124M", 2)]
+    ("name", "lanes"),
+    [
+        *(("tiny", 1), ("tiny", 2), ("odd", 1), ("odd", 2)),
+        pytest.param("124M", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_loss_and_every_gradient_equal_pytorch(
     name: str, lanes: int, load_oracle: Callable[[str], Oracle]

@@ -1,9 +1,11 @@
 import json
 import re
 import subprocess
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import networkx
 import pytest
@@ -15,7 +17,7 @@ from aieflow.devices.cpu import CpuDevice
 from aieflow.devices.registry import open_device
 from aieflow.gpt2.config import PRESETS
 from aieflow.gpt2.trainer import training_graph
-from aieflow.ops.errors import InputError
+from aieflow.ops.errors import InputError, ProfileError
 from aieflow.runtime.export import dot_text, json_text
 from aieflow.runtime.placement import place
 from aieflow.runtime.plan import Plan
@@ -24,6 +26,13 @@ from aieflow.tools.console import OUT
 from aieflow.tools.model_options import model_from
 from aieflow.tools.plan import plan
 from aieflow.tools.run_options import asked_for, new_config
+
+
+class Result(Protocol):
+    code: int
+    out: str
+    err: str
+
 
 SMALL = ("--layers", "2", "--heads", "2", "--channels", "128", "--vocab-size", "67")
 TWO_LANES = ("--lanes", "2")
@@ -193,6 +202,43 @@ def test_misuse_is_an_input_error(app: typer.Typer, options: tuple[str, ...], me
     error = CliRunner().invoke(app, options).exception
     assert isinstance(error, InputError)
     assert str(error).startswith(message)
+
+
+ON_PHOENIX = ("gpt2", *SMALL, "--machine", "phoenix", "--policy", "gemm-on-npu", "--bound")
+
+
+def test_bound_is_what_simulate_foretells(app: typer.Typer, aieflow: Callable[..., Result]) -> None:
+    """The plan shown is the described machine's own, all devices and lanes that it has."""
+    report = json.loads(output(app, *ON_PHOENIX, "--json"))
+    assert report.pop("machine") == "phoenix on mains"
+    found = aieflow("simulate", *ON_PHOENIX[:-1], "--json")
+    simulated = json.loads(found.out)
+    assert report == {name: simulated[name] for name in report}
+    assert report["simulated"] is True
+    assert report["bound_ratio"] == pytest.approx(report["seconds"] / report["bound_seconds"])
+    assert report["bound_ratio"] >= 1
+
+
+def test_bound_is_printed_below_the_plan(app: typer.Typer) -> None:
+    report = json.loads(output(app, *ON_PHOENIX, "--json"))
+    text = output(app, *ON_PHOENIX)
+    below = text[text.index("\nforetold ") :]
+    assert below.startswith("\nforetold    for phoenix on mains (simulated)\n")
+    assert f"\nbound       {report['bound_seconds']:.4g} s at least" in below
+    assert f"{report['bound_ratio']:.2f}x (simulated)\n" in below
+    waits = rows(text, "lane           idle")
+    assert {*waits} == {*report["lanes"]}
+    assert "nodes of" in waits["npu.compute"][1]
+    lanes = rows(text, "lane")
+    assert [int(row[0]) for row in lanes.values()]
+    assert "free on phoenix on mains" in rows(text, "memory at the peak")
+    assert "path " in below
+
+
+def test_bound_needs_a_calibration_or_a_described_machine(app: typer.Typer) -> None:
+    error = CliRunner().invoke(app, ("gpt2", *SMALL, "--bound")).exception
+    assert isinstance(error, ProfileError)
+    assert "run `aieflow calibrate`, or name a described machine: --machine phoenix" in str(error)
 
 
 @pytest.mark.parametrize("option", ["--dot", "--graphml"])

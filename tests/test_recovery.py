@@ -9,33 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 from event_watcher import EventWatcher
+from short_run import CONFIG, run_once
 
 from aieflow.devices.cpu import CpuDevice
 from aieflow.devices.fake import FakeDevice
 from aieflow.devices.fake_remote import FakeRemoteDevice
-from aieflow.gpt2.config import ModelConfig
-from aieflow.gpt2.data import TokenData
-from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.run_folder import RunFolder, create_run
-from aieflow.gpt2.train import restore, train
 from aieflow.gpt2.trainer import Trainer, training_graph
 from aieflow.ops.errors import DeviceError
 from aieflow.ops.graph import Node
 from aieflow.ops.kernel import Call
 from aieflow.ops.op import Array
 from aieflow.profiles.machine_file import load_machine
+from aieflow.runtime.executor import Executor
 from aieflow.runtime.machine import Machine
 from aieflow.runtime.placement import Placement
 from aieflow.runtime.worker import Instruction, Worker
 from aieflow.tools.bench_train import RandomTokens
 from aieflow.tools.emulation import emulated_xrt, open_emulated_npu
 
-MODEL = ModelConfig(vocab_size=50, seq_len=16, layers=1, heads=2, channels=16)
-CONFIG = RunConfig(model=MODEL, batch_size=2, seq_len=8, steps=10)
 SPREAD = {"layernorm": "far", "gelu": "far", "matmul": "far", "adamw": "far"}
 SAMPLER = RandomTokens(50)
-IDS = (np.arange(400) % 50).astype(np.uint16)
-TOKENS = TokenData(IDS, IDS[:100], 50, None, "these tokens")
 
 
 @contextmanager
@@ -48,6 +42,13 @@ def ready(machine: Machine) -> Iterator[Trainer]:
 
 def copied(trainer: Trainer) -> dict[str, Array]:
     return {name: array.copy() for name, array in trainer.parameters.items()}
+
+
+def states_of(trainer: Trainer) -> dict[str, Array]:
+    """Copies of parameters and moments."""
+    moments = trainer.moments
+    kinds = {"p": trainer.parameters, "m": moments.m, "v": moments.v}
+    return {f"{k}:{n}": array.copy() for k, each in kinds.items() for n, array in each.items()}
 
 
 def spread(far: FakeRemoteDevice) -> Machine:
@@ -90,6 +91,35 @@ def test_ctrl_c_while_lanes_are_started_keeps_the_states(monkeypatch: pytest.Mon
                 trainer.step(2, SAMPLER)
         after = copied(trainer)
     assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def interrupt_at_the_end(patch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C when every step of a run is done, the last update too, but `run` has not returned."""
+    wait = Executor._wait
+
+    def interrupted(self: Executor) -> None:
+        wait(self)
+        patch.undo()
+        raise KeyboardInterrupt
+
+    patch.setattr(Executor, "_wait", interrupted)
+
+
+def test_every_state_is_given_back_though_the_last_update_was_done() -> None:
+    with ready(spread(FakeRemoteDevice("far"))) as trainer:
+        trainer.step(0, SAMPLER)
+        before = states_of(trainer)
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt_at_the_end(patch)
+            with pytest.raises(KeyboardInterrupt):
+                trainer.step(1, SAMPLER)
+        after = states_of(trainer)
+        trainer.step(1, SAMPLER)
+        done = states_of(trainer)
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name], array, err_msg=name)
+    # Parameters and both moments: nothing would have stayed as it was by itself.
+    assert all(not np.array_equal(done[name], array) for name, array in before.items())
 
 
 def test_a_lost_device_is_excluded_though_it_cannot_be_closed() -> None:
@@ -160,22 +190,6 @@ def test_an_exclusion_keeps_the_policy_that_does_without_the_device() -> None:
     assert needed.without("npu").placement.policy != "gemm-on-npu"
 
 
-def run_once(
-    run: RunFolder, machine: Machine, spoil: Callable[[Trainer], None] = lambda trainer: None
-) -> tuple[list[str], DeviceError | None]:
-    """A process's worth of a run: what happened, and what ended it."""
-    watcher = EventWatcher()
-    with closing(Trainer(run.config, machine)) as trainer:
-        trainer.warm_up()
-        state = restore(run, trainer, TOKENS, None)
-        spoil(trainer)
-        try:
-            train(run, trainer, TOKENS, state, watcher)
-        except DeviceError as error:
-            return watcher.events, error
-    return watcher.events, None
-
-
 def test_the_only_device_stops_with_a_checkpoint_too(tmp_path: Path) -> None:
     config = replace(CONFIG, steps=5, eval_every=0, checkpoint_every=0)
     run = create_run(tmp_path / "run", config)
@@ -185,10 +199,12 @@ def test_the_only_device_stops_with_a_checkpoint_too(tmp_path: Path) -> None:
         nodes = sum(step.lane == "far.compute" for step in trainer.plan.steps)
         far.fail(len(far.calls) + 2 * nodes + 5, DeviceError("fell off the bus", "far"))
 
-    events, error = run_once(run, Machine((far,)), spoil)
-    assert events == ["step 1", "step 2", "step-2"]
+    watcher = EventWatcher()
+    with pytest.raises(DeviceError, match="fell off the bus") as caught:
+        run_once(run, Machine((far,)), spoil, watcher)
+    assert watcher.events == ["step 1", "step 2", "step-2"]
     assert run.latest == run.checkpoint(2)
-    assert "--on-device-failure" not in str(error)  # there is nothing to go on with
+    assert "--on-device-failure" not in str(caught.value)  # there is nothing to go on with
 
 
 @pytest.mark.parametrize(
@@ -216,10 +232,9 @@ def test_an_evaluation_that_failed_is_done_when_the_run_goes_on(
         trainer.evaluate = fails  # type: ignore[method-assign]  # the moment is what matters
 
     machine = Machine((FakeDevice(lanes=2), far), Placement("cpu", SPREAD))
-    _, error = run_once(run, machine, spoil)
-    assert "fell off the bus" in str(error)
-    events, _ = run_once(run, Machine((FakeDevice(lanes=2),)))
-    assert events == resumed
+    with pytest.raises(DeviceError, match="fell off the bus"):
+        run_once(run, machine, spoil)
+    assert run_once(run, Machine((FakeDevice(lanes=2),))) == resumed
 
 
 def events_of(run: RunFolder) -> list[str]:

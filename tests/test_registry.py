@@ -95,7 +95,7 @@ def test_the_cpu_opens() -> None:
     ("name", "lanes", "message"),
     [
         ("gpu", None, "no device is called 'gpu': there are cpu, igpu, npu"),
-        ("npu", 1, "npu: needs a design: `--xclbin FILE` names one; `aieflow npu build` of a "),
+        ("npu", 1, "npu: needs a design: `--xclbin FILE` names one; `aieflow npu build` makes"),
         ("cpu", 0, "--lanes = 0: must be from 1 to "),
         ("cpu", -2, "--lanes = -2: must be from 1 to "),
         ("cpu", 10**6, "--lanes = 1000000: must be from 1 to "),

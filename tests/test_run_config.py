@@ -96,7 +96,7 @@ def test_a_whole_number_is_a_fine_float() -> None:
         ({"model": 3}, "run/config.json: model = 3: must be object"),
         ({"beta1": 7.0}, "run/config.json: --beta1 = 7.0: must lie in [0, 1)"),
         ({"spin": 1}, "run/config.json: spin is unknown: use the version"),
-        ({"aieflow_run": 1}, "run/config.json: aieflow_run = 1, but this version reads 2"),
+        ({"aieflow_run": 1}, "run/config.json: aieflow_run = 1, but this version reads 3"),
     ],
 )
 def test_a_damaged_file_is_refused_by_key(change: dict[str, object], message: str) -> None:

@@ -19,6 +19,7 @@ from aieflow.gpt2.trainer import training_graph
 from aieflow.ops.cpu.catalogue import KERNELS
 from aieflow.ops.errors import DeviceError
 from aieflow.ops.kernel import Call
+from aieflow.ops.npu.kernels import CONVERSIONS
 from aieflow.profiles.machine_file import load_machine
 from aieflow.runtime.placement import Placement, place_on
 from aieflow.runtime.transfer import Reach, reaches
@@ -80,7 +81,7 @@ def test_described_devices_say_what_the_profile_says() -> None:
         cpu, igpu, npu = described_devices(load_machine(name))
         assert len(cpu.lanes) == lanes
         assert (igpu.lanes, npu.lanes) == (("igpu.compute",), ("npu.compute",))
-        assert cpu.kernels is KERNELS
+        assert cpu.kernels == {**KERNELS, **CONVERSIONS}
         assert "matmul" in npu.kernels
         assert cpu.free_nbytes() == 32 << 30
         assert reaches({"cpu": cpu, "igpu": igpu, "npu": npu}) == {
@@ -139,11 +140,57 @@ def test_every_printed_figure_is_called_simulated(aieflow: Command, tmp_path: Pa
         and not line.startswith(("machine", "figures", "batch"))
     ]
     assert len(figures) == 6
+    for name in ("exposed", "the most", "path"):
+        (line,) = (line for line in result.out.splitlines() if line.startswith(f"{name} "))
+        assert line.endswith("(simulated)")
     assert all("(simulated)" in line for line in figures), figures
     assert re.search(r"lane +steps +busy s \(simulated\) +share \(simulated\)", result.out)
     events = json.loads(file.read_text())["traceEvents"]
     executors = {each["args"]["executor"] for each in events if each["ph"] == "X"}
     assert executors == {f"phoenix on mains: {name} (simulated)" for name in ("cpu", "npu")}
+
+
+def test_json_says_where_the_gap_lies(aieflow: Command) -> None:
+    report = found(aieflow, "--policy", "gemm-on-npu")
+    gap, lanes, total = report["gap"], report["lanes"], report["seconds"]
+    assert isinstance(gap, dict)
+    assert isinstance(lanes, dict)
+    assert isinstance(total, float)
+    assert gap["lanes"].keys() == lanes.keys()
+    for lane, each in gap["lanes"].items():
+        assert each["busy_seconds"] == pytest.approx(lanes[lane] * total)
+        idle = sum(each["idle_seconds"].values())
+        assert each["busy_seconds"] + idle == pytest.approx(total, rel=1e-12)
+    assert "nodes of cpu" in gap["lanes"]["npu.compute"]["idle_seconds"]
+    assert "npu_pack" in gap["lanes"]["npu.compute"]["idle_seconds"]
+    assert sum(gap["path_seconds"].values()) == pytest.approx(total, rel=1e-12)
+    assert gap["exposed_seconds"] > 0
+    seconds = [each["seconds"] for each in gap["exposed"]]
+    assert len(seconds) == 10
+    assert seconds == sorted(seconds, reverse=True)
+    assert sum(seconds) <= gap["exposed_seconds"]
+
+
+def test_the_model_may_be_left_out(aieflow: Command) -> None:
+    result = aieflow("simulate", "--machine", "phoenix", *SMALL, "--json")
+    assert (result.code, result.err) == (0, "")
+    assert json.loads(result.out) == found(aieflow)
+
+
+def test_devices_places_and_lanes_reach_the_plan(aieflow: Command) -> None:
+    lanes = found(aieflow, "--devices", "cpu,igpu", "--policy", "cpu", "--lanes", 2)["lanes"]
+    assert isinstance(lanes, dict)
+    assert [lane for lane in lanes if lane.startswith("cpu")] == ["cpu.compute.0", "cpu.compute.1"]
+    assert not any(lane.startswith("npu") for lane in lanes)
+    by_hand = found(aieflow, "--policy", "cpu", "--place", "gelu=igpu")["lanes"]
+    assert isinstance(by_hand, dict)
+    assert by_hand["igpu.compute"] > 0
+    assert seconds(aieflow, "--policy", "cpu", "--lanes", 1) > seconds(aieflow, "--policy", "cpu")
+    # With fewer devices there is less to choose from: no bound gets lower.
+    least = [found(aieflow, "--devices", names)["bound_seconds"] for names in ("cpu", "cpu,npu")]
+    every = found(aieflow)["bound_seconds"]
+    assert all(isinstance(each, float) for each in (*least, every))
+    assert every <= least[1] * (1 + 1e-9) <= least[0] * (1 + 2e-9)  # type: ignore[operator]  # floats
 
 
 def test_figures_can_be_varied(aieflow: Command) -> None:
@@ -195,7 +242,7 @@ def test_no_device_of_this_computer_is_opened(
         (("gpt2", "--machine", "phoenix", "--power", "sun"), "--power sun: must be mains or batt"),
         (
             ("gpt2", "--machine", "phoenix", "--policy", "gem-on-npu"),
-            "--policy gem-on-npu: must be one of cpu, igpu, gemm-on-npu; did you mean gemm-on-npu?",
+            "did you mean gemm-on-npu?",
         ),
         (
             ("gpt2", "--machine", "phoenix", "--vary", "npu.rate"),
@@ -215,6 +262,25 @@ def test_no_device_of_this_computer_is_opened(
             "cpu.lanes = 'fast': give a number, or a factor such as 0.5x",
         ),
         (("gpt2", "--machine", "phoenix", "--slots", "0"), "--slots = 0: must be at least 1"),
+        (
+            ("--machine", "phoenix", "--lanes", "9"),
+            "--lanes = 9: must be from 1 to 8, the lanes of phoenix",
+        ),
+        (("--machine", "phoenix", "--lanes", "0"), "--lanes = 0: must be from 1 to 8"),
+        (("--machine", "phoenix", "--devices", "cpu,tpu"), "--devices cpu,tpu: 'tpu' is none of"),
+        (
+            ("--machine", "phoenix", "--devices", "cpu", "--policy", "gemm-on-npu"),
+            "--policy gemm-on-npu: npu is none of the devices, which are cpu",
+        ),
+        (
+            ("--machine", "phoenix", "--devices", "cpu", "--place", "matmul=npu"),
+            "--place matmul=npu: 'npu' is none of the devices",
+        ),
+        (
+            ("--machine", "phoenix", "--place", "gelu=npu"),
+            "--place gelu=npu: npu has no kernel for gelu",
+        ),
+        (("--machine", "phoenix", "--devices", "npu"), "--devices npu: no kernel of "),
     ],
 )
 def test_misuse_is_refused(aieflow: Command, options: tuple[object, ...], fault: str) -> None:

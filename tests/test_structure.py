@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MAX_LINES = 500
-MAX_FILES = 180  # without __init__.py and tests
+MAX_FILES = 270  # without __init__.py and tests
 
 # What a room may import of ours, by dotted prefix.
 LAYERS = {
@@ -311,7 +311,7 @@ def test_too_many_files_are_found(tmp_path: Path) -> None:
         (tmp_path / "ops" / f"{name}.py").touch()
     assert count_faults(tmp_path) == []
     (tmp_path / "ops" / "one_more.py").touch()
-    assert count_faults(tmp_path) == ["181 source files, more than 180"]
+    assert count_faults(tmp_path) == [f"{MAX_FILES + 1} source files, more than {MAX_FILES}"]
 
 
 def make_packaged_tree(root: Path) -> None:

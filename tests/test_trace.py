@@ -1,8 +1,4 @@
-"""What a run leaves behind: spans that the rule allows, and a file that Perfetto opens."""
-
-import itertools
-import json
-from pathlib import Path
+"""What a run leaves behind: spans that the rule allows, and the account of its time."""
 
 import numpy as np
 import pytest
@@ -14,11 +10,10 @@ from aieflow.ops.errors import PlanError
 from aieflow.ops.op import Array
 from aieflow.runtime.binding import allocate_states
 from aieflow.runtime.executor import Executor
-from aieflow.runtime.placement import place
 from aieflow.runtime.plan import Plan, compile_plan
 from aieflow.runtime.schedule import Schedule
 from aieflow.runtime.state import RunState
-from aieflow.runtime.trace import Span, Trace, write_chrome
+from aieflow.runtime.trace import Span, Trace
 
 CONFIG = ModelConfig(vocab_size=19, seq_len=8, layers=1, heads=2, channels=8)
 FEEDS: dict[str, Array] = {
@@ -105,59 +100,3 @@ def test_the_account_of_a_trace_made_by_hand(traces: list[Trace]) -> None:
     assert trace.outside_kernels == 1 - 1.5 / 4
     assert (trace.busy_seconds(one), trace.busy_seconds(two)) == (1.0, 0.5)
     assert Trace(plan, (), seconds=0.0).outside_kernels == 0
-
-
-def test_the_chrome_file(traces: list[Trace], tmp_path: Path) -> None:
-    path = tmp_path / "trace.json"
-    write_chrome([(0.0, traces[0]), (123.456789012345, traces[1])], path)
-    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    plan = traces[0].plan
-    names = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
-    assert list(names.values()) == list(plan.lanes)
-    spans = [event for event in events if event["ph"] == "X"]
-    assert len(spans) == 2 * len(plan.steps)
-    for track in names:
-        ordered = sorted((e for e in spans if e["tid"] == track), key=lambda e: float(e["ts"]))
-        end_ns = 0
-        for event in ordered:
-            assert event["dur"] >= 0
-            assert round(event["ts"] * 1000) >= end_ns
-            end_ns = round(event["ts"] * 1000) + round(event["dur"] * 1000)
-    assert sum(e["args"]["flops"] for e in spans) <= 2 * plan.graph.flops
-    for event, step in zip(spans, plan.steps, strict=False):
-        assert event["name"] == plan.node_of(step).name
-        assert event["args"]["part"] == f"{step.part + 1} of {step.parts}"
-        assert event["args"]["executor"] == "fake"
-
-
-def test_rounding_makes_no_overlap(tmp_path: Path) -> None:
-    """Steps that follow each other without a gap, at times that are no whole nanoseconds."""
-    plan = place(training_step(CONFIG, 2, 8), FakeDevice(lanes=1))
-    ((lane, program),) = plan.lanes.items()
-    times = [place * 1.63e-9 for place in range(len(program) + 1)]
-    spans = tuple(
-        Span(step, lane, "fake", start, end)
-        for step, (start, end) in zip(program, itertools.pairwise(times), strict=True)
-    )
-    path = tmp_path / "trace.json"
-    write_chrome([(0.1234567891234, Trace(plan, spans, times[-1]))], path)
-    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    found = [event for event in events if event["ph"] == "X"]
-    assert len(found) == len(spans) > 10
-    for earlier, later in itertools.pairwise(found):
-        assert round((earlier["ts"] + earlier["dur"]) * 1000) <= round(later["ts"] * 1000)
-
-
-def test_the_chrome_files_arrows(traces: list[Trace], tmp_path: Path) -> None:
-    path = tmp_path / "trace.json"
-    write_chrome([(0.0, traces[0]), (123.456789012345, traces[1])], path)
-    events = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    starts = {event["id"]: event for event in events if event["ph"] == "s"}
-    ends = {event["id"]: event for event in events if event["ph"] == "f"}
-    assert starts.keys() == ends.keys()
-    assert len(starts) == 2 * traces[0].plan.edges
-    spans = {(e["tid"], e["ts"]) for e in events if e["ph"] == "X"}
-    for identity, start in starts.items():
-        assert start["ts"] <= ends[identity]["ts"]
-        assert start["tid"] != ends[identity]["tid"]
-        assert (ends[identity]["tid"], ends[identity]["ts"]) in spans

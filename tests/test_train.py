@@ -20,7 +20,7 @@ from aieflow.gpt2.run_config import RunConfig, learning_rate
 from aieflow.gpt2.run_folder import RunFolder, create_run
 from aieflow.gpt2.safetensors_file import write_tensors
 from aieflow.gpt2.train import Outcome, restore, train
-from aieflow.gpt2.trainer import Exclusion, StepRecord, Trainer
+from aieflow.gpt2.trainer import Exclusion, Replanned, StepRecord, Trainer
 from aieflow.ops.errors import InputError, TrainingError
 from aieflow.ops.op import Array
 from aieflow.runtime.machine import Machine
@@ -60,6 +60,9 @@ class _Recorder:
 
     def on_exclusion(self, exclusion: Exclusion) -> None:
         self.events.append(f"without {exclusion.device}")
+
+    def on_replan(self, replanned: Replanned) -> None:
+        self.events.append(f"{replanned.replan.outcome} {replanned.training_step}")
 
 
 class _Session:

@@ -368,6 +368,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does(
         assert disagreements(never_stopped, out) == []
 
 
+@pytest.mark.slow
 def test_a_run_killed_five_times_is_the_run_never_killed(
     never_stopped: Path, tmp_path: Path
 ) -> None:

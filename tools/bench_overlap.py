@@ -6,10 +6,15 @@ Weights lie packed on the NPU; activations and gradients are packed, synced, and
 synced back and unpacked, by this computer's CPU and in wall time. The NPU is emulated and paced:
 its commands and syncs take as long as the described machine's, and multiply nothing, for that would
 take the CPU from the packing.
+
+The ideal is the busiest lane of all: the NPU's, one of the two for syncs, or one of the CPU's. What
+is hidden is the share of all syncs, packs and unpacks during which the NPU computes.
 """
 
 import statistics
 import tempfile
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +35,12 @@ from aieflow.profiles.machine_file import load_machine
 from aieflow.runtime.binding import allocate_states
 from aieflow.runtime.executor import Executor
 from aieflow.runtime.placement import Placement, place_on
+from aieflow.runtime.schedule import device_of
 from aieflow.runtime.trace import Trace
 from aieflow.tools.emulation import emulated_xrt, open_emulated_npu
 
 SLOTS = (1, 2, 3)
+NPU = "npu.compute"
 MACHINE = "phoenix"
 RATES = (1.0, 0.1)  # of the described NPU's GEMM; at the second compute takes longer than transfers
 
@@ -53,11 +60,13 @@ class OverlapRow:
     emulated_seconds_min: float
     emulated_seconds_max: float
     compute_s: float  # of the lane npu.compute: commands, emulated
-    in_s: float  # of the lane npu.copy.in: packs, and syncs, which are emulated
-    out_s: float  # of the lane npu.copy.out: syncs, which are emulated, and unpacks
-    ideal_s: float  # the longest of the three
+    in_s: float  # of the lane npu.copy.in: syncs, emulated
+    out_s: float  # of the lane npu.copy.out: syncs, emulated
+    host_s: float  # of the CPU's busiest lane: packs and unpacks
+    host_lanes: int
+    ideal_s: float  # the longest of the four
     over_ideal: float  # seconds / ideal
-    overlap: float  # share of the copy lanes' time that ran under compute
+    hidden: float  # share of syncs, packs and unpacks that ran while the NPU computed
 
 
 def products_of(config: RunConfig) -> Graph:
@@ -126,14 +135,10 @@ def _measure(
 def _row(
     case: tuple[str, int, int], rate: float, slots: int, products: int, traces: list[Trace]
 ) -> OverlapRow:
-    def busy(lane: str) -> float:
-        return statistics.median(trace.busy_seconds(lane) for trace in traces)
+    def median(figure: Callable[[Trace], float]) -> float:
+        return statistics.median(map(figure, traces))
 
     seconds = [trace.seconds for trace in traces]
-    ideals = [
-        max(trace.busy_seconds(f"npu.{lane}") for lane in ("compute", "copy.in", "copy.out"))
-        for trace in traces
-    ]
     return OverlapRow(
         MACHINE,
         rate,
@@ -143,13 +148,38 @@ def _row(
         statistics.median(seconds),
         min(seconds),
         max(seconds),
-        compute_s=busy("npu.compute"),
-        in_s=busy("npu.copy.in"),
-        out_s=busy("npu.copy.out"),
-        ideal_s=statistics.median(ideals),
-        over_ideal=statistics.median(a / b for a, b in zip(seconds, ideals, strict=True)),
-        overlap=statistics.median(trace.overlap for trace in traces),
+        compute_s=median(lambda trace: trace.busy_seconds(NPU)),
+        in_s=median(lambda trace: trace.busy_seconds("npu.copy.in")),
+        out_s=median(lambda trace: trace.busy_seconds("npu.copy.out")),
+        host_s=median(lambda trace: max(map(trace.busy_seconds, _host_lanes(trace)))),
+        host_lanes=len(_host_lanes(traces[0])),
+        ideal_s=median(ideal_seconds),
+        over_ideal=median(lambda trace: trace.seconds / ideal_seconds(trace)),
+        hidden=median(hidden_share),
     )
+
+
+def ideal_seconds(trace: Trace) -> float:
+    """The seconds of the busiest lane."""
+    return max(map(trace.busy_seconds, trace.plan.lanes))
+
+
+def hidden_share(trace: Trace) -> float:
+    """The share of all other lanes' seconds during which the NPU computes; 1 of nothing."""
+    computing = sorted((s.start_s, s.end_s) for s in trace.spans if s.lane == NPU)
+    starts = [start for start, _ in computing]  # one lane: intervals do not overlap
+    hidden = total = 0.0
+    for span in trace.spans:
+        if span.lane != NPU:
+            total += span.end_s - span.start_s
+            first = max(0, bisect_right(starts, span.start_s) - 1)
+            for start, end in computing[first : bisect_left(starts, span.end_s)]:
+                hidden += max(0.0, min(end, span.end_s) - max(start, span.start_s))
+    return hidden / total if total else 1.0
+
+
+def _host_lanes(trace: Trace) -> list[str]:
+    return [lane for lane in trace.plan.lanes if device_of(lane) == "cpu"]
 
 
 def overlap_table(rows: list[OverlapRow]) -> Table:
@@ -161,7 +191,7 @@ def overlap_table(rows: list[OverlapRow]) -> Table:
         title_justify="left",
     )
     headings = ("preset B x T", "NPU rate", "slots", "ms", "min - max", "compute", "in", "out")
-    for heading in (*headings, "ideal", "over ideal", "overlap"):
+    for heading in (*headings, "CPU", "ideal", "over ideal", "hidden"):
         table.add_column(heading, justify="left" if "B x T" in heading else "right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -170,8 +200,11 @@ def overlap_table(rows: list[OverlapRow]) -> Table:
             str(row.slots),
             f"{row.emulated_seconds * 1e3:.1f}",
             f"{row.emulated_seconds_min * 1e3:.1f} - {row.emulated_seconds_max * 1e3:.1f}",
-            *(f"{each * 1e3:.1f}" for each in (row.compute_s, row.in_s, row.out_s, row.ideal_s)),
+            *(
+                f"{each * 1e3:.1f}"
+                for each in (row.compute_s, row.in_s, row.out_s, row.host_s, row.ideal_s)
+            ),
             f"{row.over_ideal:.2f}",
-            f"{row.overlap:.0%}",
+            f"{row.hidden:.0%}",
         )
     return table

@@ -15,10 +15,13 @@ from rich.markup import escape
 
 from aieflow.ops.errors import AieflowError, InputError
 from aieflow.tools.bench import bench
+from aieflow.tools.calibrate import calibrate
 from aieflow.tools.console import ERR, OUT
 from aieflow.tools.devices import devices
 from aieflow.tools.generate import generate
 from aieflow.tools.plan import plan
+from aieflow.tools.profile import profile
+from aieflow.tools.report import report
 from aieflow.tools.simulate import simulate_command
 from aieflow.tools.train import train
 
@@ -34,6 +37,9 @@ app.command("train")(train)
 app.command("generate")(generate)
 app.command("plan")(plan)
 app.command("simulate")(simulate_command)
+app.command("calibrate")(calibrate)
+app.command("profile")(profile)
+app.command("report")(report)
 app.command("devices")(devices)
 app.command("bench")(bench)
 

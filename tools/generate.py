@@ -11,7 +11,7 @@ from aieflow.gpt2.pretrained import read_model_config
 from aieflow.gpt2.tokenizer import Tokenizer
 from aieflow.ops.errors import InputError
 from aieflow.tools.console import ERR, OUT
-from aieflow.tools.machine_options import Devices, MachineName, Place, Policy, Xclbin
+from aieflow.tools.machine_options import Devices, MachineName, Place, Policy, Settings, Xclbin
 from aieflow.tools.machines import MachineAsked, opened_machine
 from aieflow.tools.model_options import Lanes
 from aieflow.tools.run_options import model_folder
@@ -64,8 +64,9 @@ def generate(
             raise InputError('the prompt is empty: give a text, for instance "The"')
         ids = np.array([tokenizer.end_of_text], ids.dtype)
     asked = MachineAsked(devices, machine, policy, place, lanes=lanes, xclbin=xclbin)
+    given: Settings = {"lanes": lanes, "machine": machine, "xclbin": xclbin}
     with (
-        opened_machine(asked) as opened,
+        opened_machine(asked, given) as opened,
         Generator.from_folder(folder, opened, samples) as generator,
     ):
         stream = generator.stream(ids.astype("int32"), sampling)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 import typer
 
 from aieflow.devices.registry import DEVICES
-from aieflow.runtime.policies.fixed import RULES
+from aieflow.runtime.policies.fixed import POLICIES
 
 Settings: TypeAlias = dict[str, int | float | str | bool | None]
 Devices: TypeAlias = Annotated[
@@ -24,7 +24,7 @@ MachineName: TypeAlias = Annotated[
 ]
 Policy: TypeAlias = Annotated[
     str | None,
-    typer.Option(help=f"Where nodes run: {', '.join(RULES)}; default: as the devices suggest."),
+    typer.Option(help=f"Where nodes run: {', '.join(POLICIES)}; default: as the devices suggest."),
 ]
 Place: TypeAlias = Annotated[
     str | None,
@@ -47,6 +47,13 @@ CheckDevices: TypeAlias = Annotated[
 AllowFp16: TypeAlias = Annotated[
     bool, typer.Option("--allow-fp16", help="Let the iGPU's products store operands as fp16.")
 ]
+Replan: TypeAlias = Annotated[
+    Literal["auto", "off"] | None,
+    typer.Option(
+        help="auto (the default): with several devices and a policy that weighs costs, plan anew "
+        "where training steps take other times than before."
+    ),
+]
 Xclbin: TypeAlias = Annotated[
     str | None, typer.Option(metavar="FILE", help="The NPU's design, where it is not emulated.")
 ]
@@ -54,7 +61,7 @@ Xclbin: TypeAlias = Annotated[
 # The settings of a run that these options set, and `--lanes`.
 SETTINGS = (
     *("lanes", "devices", "machine", "policy", "place", "slots", "on_device_failure"),
-    *("check_devices", "xclbin", "allow_fp16"),
+    *("check_devices", "xclbin", "allow_fp16", "objective", "power_cap_w"),
 )
 
 

@@ -4,8 +4,9 @@ Nothing is trained and no tensor is allocated, so any size can be looked at on a
 plan is the one that `aieflow train` would follow with the same options.
 """
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,42 +18,32 @@ from rich.text import Text
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.trainer import training_graph
 from aieflow.ops.errors import InputError
+from aieflow.ops.graph import Graph
+from aieflow.profiles.cost import CostModel
+from aieflow.profiles.machine_cost import MachineCost
+from aieflow.profiles.machine_file import load_machine
 from aieflow.runtime.export import dot_text, graphml_text, json_text, memory_accounts
+from aieflow.runtime.machine import Machine
 from aieflow.runtime.plan import Plan
 from aieflow.tools.console import OUT
-from aieflow.tools.machine_options import (
-    AllowFp16,
-    CheckDevices,
-    Devices,
-    MachineName,
-    OnDeviceFailure,
-    Place,
-    Policy,
-    Shards,
-    Slots,
-    Xclbin,
-    settings_among,
+from aieflow.tools.forecast import (
+    Forecast,
+    computer_cost,
+    forecast,
+    print_gap,
+    print_lanes,
+    print_table,
+    report,
+    summary,
 )
+from aieflow.tools.machine_options import Settings, settings_among
 from aieflow.tools.machines import machine_of, opened_machine
-from aieflow.tools.model_options import (
-    BatchSize,
-    Channels,
-    Dropout,
-    GradAccumulation,
-    GradClip,
-    Heads,
-    Lanes,
-    Layers,
-    Model,
-    Preset,
-    SeqLen,
-    VocabSize,
-    require_gpt2,
-)
-from aieflow.tools.run_options import asked_for, new_config
+from aieflow.tools.model_options import Model, require_gpt2
+from aieflow.tools.run_options import new_config
+from aieflow.tools.simulate import described
+from aieflow.tools.step_options import RUN_OPTIONS, STEP_OPTIONS, asked_among, with_options
 
 MB = 10**6
-WIDEST = 160  # columns of a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,36 +55,31 @@ class _Planned:
     free_nbytes: int  # on the device
     graph_s: float
     plan_s: float
+    machine: str = "this computer"
+    forecast: Forecast | None = None
 
 
+@with_options({**STEP_OPTIONS, **RUN_OPTIONS})
 def plan(
+    given: Settings,
     model: Model,
-    preset: Preset = None,
-    layers: Layers = None,
-    heads: Heads = None,
-    channels: Channels = None,
-    seq_len: SeqLen = None,
-    vocab_size: VocabSize = None,
-    batch_size: BatchSize = None,
-    grad_accumulation: GradAccumulation = None,
-    dropout: Dropout = None,
-    grad_clip: GradClip = None,
-    lanes: Lanes = None,
-    devices: Devices = None,
-    machine: MachineName = None,
-    policy: Policy = None,
-    place: Place = None,
-    shards: Shards = None,
-    slots: Slots = None,
-    on_device_failure: OnDeviceFailure = None,
-    check_devices: CheckDevices = False,
-    xclbin: Xclbin = None,
-    allow_fp16: AllowFp16 = False,
+    bound: Annotated[
+        bool,
+        typer.Option(
+            "--bound",
+            help="Also foretell its seconds, hold them against a bound, and say where the gap "
+            "lies. With --machine everything is as on that machine.",
+        ),
+    ] = False,
     full: Annotated[
         bool, typer.Option("--full", help="Also every node, slot, and step of each lane.")
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the whole plan as JSON, and nothing else.")
+        bool,
+        typer.Option(
+            "--json",
+            help="Print the whole plan as JSON, and nothing else; with --bound what is foretold.",
+        ),
     ] = False,
     dot: Annotated[Path | None, typer.Option(help="Write the graph in Graphviz's DOT.")] = None,
     graphml: Annotated[Path | None, typer.Option(help="Write the graph as GraphML.")] = None,
@@ -102,19 +88,10 @@ def plan(
 
     Example: aieflow plan gpt2 --preset 124M --batch-size 4 --dot step.dot
     """
-    machine_settings = settings_among(locals())
     require_gpt2(model, "plan")
-    sizes = {"layers": layers, "heads": heads, "channels": channels, "vocab_size": vocab_size}
-    settings = {
-        "seq_len": seq_len,
-        "batch_size": batch_size,
-        "grad_accumulation": grad_accumulation,
-        "dropout": dropout,
-        "grad_clip": grad_clip,
-        "shards": shards,
-        **machine_settings,
-    }
-    planned = _planned(new_config(asked_for(preset, None, {**sizes, **settings})))
+    config = new_config(asked_among(given))
+    where = settings_among(given)
+    planned = _foretold(config, where) if bound else _planned(config, where)
     drawings = {"--dot": (dot, dot_text), "--graphml": (graphml, graphml_text)}
     written: list[tuple[str, Path]] = []
     for option, (file, text) in drawings.items():
@@ -122,9 +99,14 @@ def plan(
             _write(option, file, text(planned.plan))
             written.append((option.strip("-"), file))
     if as_json:
-        OUT.out(json_text(planned.plan), highlight=False, end="")
+        if planned.forecast is None:
+            OUT.out(json_text(planned.plan), highlight=False, end="")
+        else:
+            OUT.out(json.dumps(_report(planned), indent=2), highlight=False)
         return
     _print_summary(planned)
+    if planned.forecast is not None:
+        _print_forecast(planned.machine, planned.forecast)
     if full:
         for section in _everything(planned.plan):
             OUT.out(f"\n{section}", highlight=False)
@@ -132,14 +114,51 @@ def plan(
         OUT.print(f"{kind:<11} {file}", markup=False, emoji=False)
 
 
-def _planned(config: RunConfig) -> _Planned:
-    with opened_machine(machine_of(config)) as machine:
+def _planned(config: RunConfig, given: Settings) -> _Planned:
+    with opened_machine(machine_of(config), given) as machine:
         begin = time.perf_counter()
         graph = training_graph(config)
         middle = time.perf_counter()
         made = machine.plan(graph)
         end = time.perf_counter()
         return _Planned(config, made, machine.free_nbytes(), middle - begin, end - middle)
+
+
+def _foretold(config: RunConfig, given: Settings) -> _Planned:
+    """With what is foretold of it; on a described machine the plan is that machine's own."""
+    if config.machine is None:
+        with opened_machine(machine_of(config), given) as machine:
+            cost = computer_cost()
+            return _with_forecast(config, machine, machine.plan, cost)
+    around = described(config, load_machine(config.machine))
+    return _with_forecast(config, around.machine, around.plan, MachineCost(around.profile))
+
+
+def _with_forecast(
+    config: RunConfig, machine: Machine, place: Callable[[Graph], Plan], cost: CostModel
+) -> _Planned:
+    begin = time.perf_counter()
+    graph = training_graph(config)
+    middle = time.perf_counter()
+    made = place(graph)
+    end = time.perf_counter()
+    found = forecast(config, graph, machine.devices, made, cost)
+    free_nbytes = machine.free_nbytes()
+    return _Planned(config, made, free_nbytes, middle - begin, end - middle, cost.name, found)
+
+
+def _report(planned: _Planned) -> dict[str, object]:
+    assert planned.forecast is not None
+    return {"simulated": True, "machine": planned.machine, **report(planned.forecast)}
+
+
+def _print_forecast(machine: str, found: Forecast) -> None:
+    OUT.print()
+    lines = {"foretold": f"for {machine} (simulated)", **summary(found)}
+    for name, line in lines.items():
+        OUT.print(f"{name:<11} {line}", markup=False, emoji=False)
+    print_lanes(found.trace)
+    print_gap(found)
 
 
 def _write(option: str, file: Path, text: str) -> None:
@@ -173,10 +192,7 @@ def _print_summary(planned: _Planned) -> None:
     for name, line in lines.items():
         OUT.print(f"{name:<11} {line}", markup=False, emoji=False)
     for table in (_op_table(made), _memory_table(planned), _lane_table(made)):
-        OUT.print()
-        # As wide as its figures: a narrower terminal wraps the lines, and nothing is cut short.
-        table.width = OUT.measure(table, options=OUT.options.update(max_width=WIDEST)).maximum
-        OUT.print(table, soft_wrap=False, crop=False)
+        print_table(table)
 
 
 def _op_table(made: Plan) -> Table:
@@ -210,7 +226,7 @@ def _memory_table(planned: _Planned) -> Table:
         if nbytes:
             table.add_row(account, f"{nbytes / MB:,.2f}", f"{nbytes / total:.1%}")
     table.add_row("total", f"{total / MB:,.2f}", "", style="bold")
-    table.add_row("free on this computer", f"{planned.free_nbytes / MB:,.2f}", "")
+    table.add_row(f"free on {planned.machine}", f"{planned.free_nbytes / MB:,.2f}", "")
     return table
 
 

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from aieflow.gpt2.trainer import Exclusion, StepRecord
+from aieflow.gpt2.trainer import Exclusion, Replanned, StepRecord
 
 LINE_EVERY_S = 5.0  # between plain lines
 WIDE = 80  # columns of a terminal that holds the whole progress bar
@@ -107,6 +107,21 @@ class TrainingProgress:
         self._console.print(
             f"[yellow]training step {exclusion.training_step}: going on without "
             f"{exclusion.device}:[/] {escape(exclusion.reason)}"
+        )
+
+    def on_replan(self, replanned: Replanned) -> None:
+        """Say what came of a drift, and why."""
+        replan = replanned.replan
+        done = {
+            "swapped": f"a new plan ({replan.before} to {replan.after})",
+            "kept": f"the plan is kept ({replan.before})",
+            "reverted": f"back to the old plan ({replan.before} to {replan.after})",
+        }[replan.outcome]
+        gain = "" if replan.gain is None else f", {replan.gain:.0%} less (simulated)"
+        gain = gain if replan.outcome == "swapped" else ""
+        self._console.print(
+            f"[yellow]training step {replanned.training_step}: {escape(done)}{gain}:[/] "
+            f"{escape(replan.reason)}"
         )
 
 

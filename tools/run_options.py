@@ -21,7 +21,7 @@ from aieflow.tools.model_options import model_from
 
 MODEL_SIZES = ("layers", "heads", "channels", "vocab_size")
 # What a resumed run may be told anew: where it runs, and where its data lie.
-FREE = ("check_finite", "data", *SETTINGS)
+FREE = ("check_finite", "data", "replan", *SETTINGS)
 TOKENIZER_FILES = ("vocab.json", "tokenizer.json")
 
 

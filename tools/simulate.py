@@ -1,4 +1,4 @@
-"""`aieflow simulate gpt2 --machine NAME`: a training step on a machine that is not here.
+"""`aieflow simulate --machine NAME`: a training step on a machine that is not here.
 
 The plan is the one that the described machine would follow; it runs in virtual time, at the costs
 that the machine's profile foretells. No device of this computer is opened and no tensor allocated.
@@ -7,115 +7,154 @@ Every figure is a prediction, and is printed with the word "simulated".
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from aieflow.devices.base import Device
 from aieflow.devices.described import described_cpu, described_igpu, described_npu
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.trainer import training_graph
 from aieflow.ops.errors import InputError
+from aieflow.ops.graph import Graph
 from aieflow.profiles.machine_cost import MachineCost
 from aieflow.profiles.machine_file import load_machine, machine_names
-from aieflow.profiles.schema import POWERS, MachineProfile, suggestion
-from aieflow.runtime.bounds import Bound, bound, node_choices
+from aieflow.profiles.schema import POWERS, MachineProfile
+from aieflow.runtime.choice import Choices
 from aieflow.runtime.machine import Machine
 from aieflow.runtime.placement import Placement
-from aieflow.runtime.policies.fixed import RULES, default_policy
-from aieflow.runtime.simulate import joules, simulate
+from aieflow.runtime.plan import Plan
 from aieflow.runtime.step_cost import MachineStepCost
-from aieflow.runtime.trace import Trace, write_chrome
+from aieflow.runtime.timeline import Recorded
 from aieflow.tools.console import OUT
-from aieflow.tools.machine_options import Policy, Shards, Slots
-from aieflow.tools.model_options import (
-    BatchSize,
-    Channels,
-    Dropout,
-    GradAccumulation,
-    GradClip,
-    Heads,
-    Layers,
-    Model,
-    Preset,
-    SeqLen,
-    VocabSize,
-    require_gpt2,
+from aieflow.tools.forecast import Forecast, forecast, print_gap, print_lanes, report, summary
+from aieflow.tools.machine_options import Settings
+from aieflow.tools.machines import (
+    AUTO,
+    named_devices,
+    placed_by_hand,
+    policy_for,
+    require_all_ops,
+    require_kernels,
 )
-from aieflow.tools.run_options import asked_for, new_config
+from aieflow.tools.model_options import MODEL, Model, require_gpt2
+from aieflow.tools.run_options import new_config
+from aieflow.tools.search import (
+    Aim,
+    ObjectiveName,
+    PowerCap,
+    Searched,
+    search_lines,
+    search_report,
+    searched,
+)
+from aieflow.tools.step_options import STEP_OPTIONS, asked_among, with_options
+from aieflow.tools.sweep import Planner, Sweep, sweep
+from aieflow.tools.sweep_report import print_sweep, sweep_report
+from aieflow.tools.trace_files import TRACE_HELP, write_trace
+
+DescribedDevices = Annotated[
+    str | None,
+    typer.Option(help="Devices of the described machine, with commas; default: all that it has."),
+]
+SIMULATE_OPTIONS = {**STEP_OPTIONS, "devices": DescribedDevices}
+DRAWS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Simulated:
-    """What was foretold of one training step."""
+class Described:
+    """A described machine, as far as a plan may use it."""
 
-    config: RunConfig
-    machine: MachineProfile
-    flops: int  # of the graph, conversions apart
-    trace: Trace
-    joules: float
-    bound: Bound
+    profile: MachineProfile
+    machine: Machine
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of the training step."""
-        config = self.config
-        return config.batch_size * config.grad_accumulation * config.seq_len
+    def plan(self, graph: Graph) -> Plan:
+        """The plan that it would follow; raises PlanError also where memory does not suffice."""
+        plan = self.machine.plan(graph)
+        self.machine.require_memory(plan.nbytes, plan)
+        return plan
+
+    def with_policy(self, policy: str) -> "Described":
+        """The same with another policy, and nothing placed by hand."""
+        placement = replace(self.machine.placement, policy=policy, places={})
+        return Described(self.profile, Machine(self.machine.devices, placement))
 
 
-def simulated(config: RunConfig, machine: MachineProfile) -> Simulated:
+def described(config: RunConfig, profile: MachineProfile) -> Described:
+    """The described machine with the devices, lanes and policy of a run; raises InputError."""
+    available = described_devices(profile, config.lanes)
+    names = tuple(device.name for device in available)
+    if config.devices is not None and config.devices != AUTO:
+        names = named_devices(config.devices)
+    policy = policy_for(config.policy, names)
+    places = placed_by_hand(config.place, names)
+    devices = tuple(device for device in available if device.name in names)
+    require_kernels(places, devices)
+    require_all_ops(devices)
+    cost = MachineStepCost(MachineCost(profile))
+    placement = Placement(policy, places, config.slots, cost=cost)
+    return Described(profile, Machine(devices, placement))
+
+
+def simulated(
+    config: RunConfig, profile: MachineProfile, around: Described | None = None
+) -> Forecast:
     """One training step of a run on a described machine; raises PlanError and InputError."""
-    cost = MachineCost(machine)
-    devices = described_devices(machine)
-    names = tuple(device.name for device in devices)
-    policy = config.policy or default_policy(names)
-    if policy not in RULES:
-        meant = suggestion(policy, RULES)
-        raise InputError(f"--policy {policy}: must be one of {', '.join(RULES)}{meant}")
-    graph = training_graph(config)
-    around = Machine(devices, Placement(policy, slots=config.slots))
-    plan = around.plan(graph)
-    around.require_memory(plan.nbytes, plan)
-    costs = MachineStepCost(cost)
-    trace = simulate(plan, costs)
-    lanes = {device.name: len(device.lanes) for device in devices}
-    kernels = {device.name: device.kernels for device in devices}
-    least = bound(graph, node_choices(graph, kernels, lanes, cost.node_s), lanes)
-    return Simulated(config, machine, graph.flops, trace, joules(trace, costs), least)
+    graph, around = training_graph(config), around or described(config, profile)
+    cost = MachineCost(profile)
+    return forecast(config, graph, around.machine.devices, around.plan(graph), cost)
 
 
-def described_devices(machine: MachineProfile) -> tuple[Device, ...]:
-    """The devices of a described machine, the CPU first, with as many lanes as it says."""
+def described_devices(machine: MachineProfile, lanes: int | None = None) -> tuple[Device, ...]:
+    """The devices of a described machine, the CPU first, with as many lanes as it says.
+
+    `lanes` is how many of the CPU's are used; raises InputError where it has fewer.
+    """
     cpu, igpu, npu = machine.cpu, machine.igpu, machine.npu
+    most = int(cpu.lanes.value)
+    if lanes is not None and not 1 <= lanes <= most:
+        raise InputError(
+            f"--lanes = {lanes}: must be from 1 to {most}, the lanes of {machine.name}"
+        )
     return (
-        described_cpu(int(cpu.lanes.value), int(cpu.memory_nbytes.value)),
+        described_cpu(lanes or most, int(cpu.memory_nbytes.value)),
         described_igpu(int(igpu.lanes.value), int(igpu.memory_nbytes.value)),
         described_npu(npu.generation, int(npu.lanes.value), int(npu.memory_nbytes.value)),
     )
 
 
+def swept(
+    config: RunConfig,
+    profile: MachineProfile,
+    draws: int,
+    seed: int,
+    around: Described | None = None,
+    planner: Planner | None = None,
+) -> Sweep:
+    """How the simulated step changes over the ranges of the machine's figures.
+
+    A single device is taken with as few shards as the step allows, too, if it has more.
+    """
+    around = around or described(config, profile)
+    able = [device.name for device in around.machine.devices if device.name != "npu"]
+    singles: dict[str, Plan] = {}
+    for shards in sorted({1, config.shards}):
+        graph = training_graph(replace(config, shards=shards))
+        called = "" if shards == config.shards else f", {shards} shard"
+        singles |= {f"{name}{called}": around.with_policy(name).plan(graph) for name in able}
+    return sweep(profile, around.plan(training_graph(config)), singles, draws, seed, planner)
+
+
+@with_options(SIMULATE_OPTIONS)
 def simulate_command(
-    model: Model,
+    given: Settings,
+    model: Model = MODEL,
     machine: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="The described machine; required.")
     ] = None,
     power: Annotated[str, typer.Option(help=f"What it runs on: {', '.join(POWERS)}.")] = POWERS[0],
-    policy: Policy = None,
-    preset: Preset = None,
-    layers: Layers = None,
-    heads: Heads = None,
-    channels: Channels = None,
-    seq_len: SeqLen = None,
-    vocab_size: VocabSize = None,
-    batch_size: BatchSize = None,
-    grad_accumulation: GradAccumulation = None,
-    dropout: Dropout = None,
-    grad_clip: GradClip = None,
-    shards: Shards = None,
-    slots: Slots = None,
     vary: Annotated[
         list[str] | None,
         typer.Option(
@@ -124,8 +163,23 @@ def simulate_command(
             "may be given several times.",
         ),
     ] = None,
+    objective: ObjectiveName = None,
+    power_cap: PowerCap = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Vary every uncertain figure over its range.")
+    ] = False,
+    draws: Annotated[
+        int, typer.Option(min=2, help="With --sweep: draws of all figures together.")
+    ] = DRAWS,
+    seed: Annotated[int, typer.Option(help="With --sweep: of the draws.")] = 1,
+    replan: Annotated[
+        bool,
+        typer.Option(
+            "--replan", help="With --sweep: plan anew for each choice of figures, with less effort."
+        ),
+    ] = False,
     trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the simulated trace (Chrome JSON).")
+        Path | None, typer.Option(metavar="FILE", help=f"Write the simulated trace: {TRACE_HELP}.")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, and nothing else.")
@@ -136,52 +190,75 @@ def simulate_command(
     Example: aieflow simulate gpt2 --machine phoenix --preset 124M --batch-size 4 --seq-len 64
     """
     require_gpt2(model, "simulate")
-    sizes = {"layers": layers, "heads": heads, "channels": channels, "vocab_size": vocab_size}
-    settings = {
-        "seq_len": seq_len,
-        "batch_size": batch_size,
-        "grad_accumulation": grad_accumulation,
-        "dropout": dropout,
-        "grad_clip": grad_clip,
-        "policy": policy,
-        "shards": shards,
-        "slots": slots,
-    }
     varied = vary or []
     profile = _varied(_machine(machine, power), varied)
-    config = new_config(asked_for(preset, None, {**sizes, **settings}))
-    found = simulated(config, profile)
+    config = new_config(asked_among(given))
+    is_free = given.get("shards") is None
+    aim = Aim(objective, power_cap)
+    config, around, search = _chosen(config, profile, is_free, aim)
+    found = simulated(config, profile, around)
+    swings = None
+    if sweep:
+        decided = Choices()
+
+        def plan_anew(machine: MachineProfile) -> Plan:
+            lowered, there, _ = _chosen(config, machine, is_free, aim, decided)
+            return there.plan(training_graph(lowered))
+
+        swings = swept(config, profile, draws, seed, around, plan_anew if replan else None)
     if trace is not None:
-        _write(trace, found.trace)
+        cost = MachineStepCost(MachineCost(profile))
+        kernels = {device.name: device.kernels for device in around.machine.devices}
+        write_trace([Recorded(1, 0.0, found.trace)], [trace], cost, kernels)
     if as_json:
-        OUT.out(json.dumps(report(found, varied), indent=2), highlight=False)
+        content = machine_report(found, profile, varied)
+        if search is not None:
+            content["search"] = search_report(search)
+        if swings is not None:
+            content["sweep"] = sweep_report(swings, draws, seed)
+        OUT.out(json.dumps(content, indent=2), highlight=False)
         return
-    _print(found, varied, trace)
+    _print(found, profile, varied)
+    for name, line in search_lines(search).items() if search is not None else ():
+        OUT.print(f"{name:<11} {line}", markup=False, emoji=False)
+    if swings is not None:
+        print_sweep(swings)
+    if trace is not None:
+        OUT.print(f"\n{'trace':<11} {trace} (simulated)", markup=False, emoji=False)
 
 
-def report(found: Simulated, varied: Sequence[str] = ()) -> dict[str, object]:
-    """What `--json` prints: seconds, joules and shares, all simulated."""
-    trace, config, machine = found.trace, found.config, found.machine
+def _chosen(
+    config: RunConfig,
+    profile: MachineProfile,
+    is_free: bool,
+    aim: Aim,
+    quick: Choices | None = None,
+) -> tuple[RunConfig, Described, Searched | None]:
+    """The described machine, with what the policy `best` found where it is asked for.
+
+    With `quick` it makes less effort, and none for what was decided there before.
+    """
+    around = described(config, profile)
+    around = replace(around, machine=aim.taken_by(around.machine))
+    if around.machine.placement.policy != "best":
+        return config, around, None
+    machine = around.machine
+    if quick is not None:
+        machine = replace(machine, placement=replace(machine.placement, choices=quick))
+    search = searched(config, machine, is_free, is_quick=quick is not None)
+    return search.config, Described(profile, search.machine), search
+
+
+def machine_report(
+    found: Forecast, machine: MachineProfile, varied: Sequence[str] = ()
+) -> dict[str, object]:
+    """What `--json` prints: the forecast, and for what machine it is."""
     return {
         "simulated": True,
         "machine": machine.name,
         "power": machine.power,
         "varied": list(varied),
-        "policy": trace.plan.schedule.policy,
-        "batch_size": config.batch_size,
-        "seq_len": config.seq_len,
-        "shards": config.shards,
-        "parameters": config.model.parameters,
-        "seconds": trace.seconds,
-        "tokens_per_s": found.tokens / trace.seconds,
-        "gflops_per_s": found.flops / trace.seconds / 1e9,
-        "joules": found.joules,
-        "bound_seconds": found.bound.seconds,
-        "bound_ratio": trace.seconds / found.bound.seconds,
-        "critical_path_seconds": found.bound.critical_path_s,
-        "overlap": trace.overlap,
-        "lanes": {lane: trace.busy_seconds(lane) / trace.seconds for lane in trace.plan.lanes},
-        "lane_seconds_by_op": trace.seconds_by_op(),
+        **report(found),
         "marks": marks(machine),
     }
 
@@ -217,19 +294,10 @@ def _varied(machine: MachineProfile, changes: Sequence[str]) -> MachineProfile:
     return machine
 
 
-def _write(file: Path, trace: Trace) -> None:
-    try:
-        write_chrome([(0.0, trace)], file)
-    except OSError as error:
-        raise InputError(f"--trace {file}: cannot be written: {error.strerror}") from None
-
-
-def _print(found: Simulated, varied: Sequence[str], file: Path | None) -> None:
-    machine, config, trace = found.machine, found.config, found.trace
-    sizes, plan = config.model, trace.plan
+def _print(found: Forecast, machine: MachineProfile, varied: Sequence[str]) -> None:
+    config = found.config
+    sizes = config.model
     sure = ", ".join(f"{count} {mark}" for mark, count in marks(machine).items())
-    copies = any(".copy" in span.lane for span in trace.spans)
-    ratio = trace.seconds / found.bound.seconds
     lines = {
         "machine": f"{machine.name} on {machine.power}, described: {machine.chip}",
         "figures": f"{sure}; {machine.provenance}",
@@ -238,28 +306,9 @@ def _print(found: Simulated, varied: Sequence[str], file: Path | None) -> None:
         f"V={sizes.vocab_size}, {sizes.parameters:,} parameters",
         "batch": f"B={config.batch_size} T={config.seq_len}: {found.tokens:,} tokens in a "
         "training step",
-        "policy": plan.schedule.policy,
-        "seconds": f"{trace.seconds:.4g} s a training step (simulated)",
-        "tokens": f"{found.tokens / trace.seconds:,.0f} tokens/s (simulated)",
-        "rate": f"{found.flops / trace.seconds / 1e9:,.1f} GFLOP/s (simulated)",
-        "energy": f"{found.joules:.4g} J a training step, "
-        f"{found.joules / trace.seconds:.3g} W (simulated)",
-        "overlap": f"{trace.overlap:.1%} of transfers and conversions under compute (simulated)"
-        if copies
-        else "nothing is transferred (simulated)",
-        "bound": f"{found.bound.seconds:.4g} s at least on these devices, by any placement of "
-        f"this graph: {ratio:.2f}x (simulated)",
+        **summary(found),
     }
     for name, line in lines.items():
         OUT.print(f"{name:<11} {line}", markup=False, emoji=False)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("lane")
-    for heading in ("steps", "busy s (simulated)", "share (simulated)"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for lane, program in plan.lanes.items():
-        busy_s = trace.busy_seconds(lane)
-        table.add_row(lane, f"{len(program)}", f"{busy_s:.4f}", f"{busy_s / trace.seconds:.1%}")
-    OUT.print()
-    OUT.print(table)
-    if file is not None:
-        OUT.print(f"\n{'trace':<11} {file} (simulated)", markup=False, emoji=False)
+    print_lanes(found.trace)
+    print_gap(found)

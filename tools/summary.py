@@ -75,10 +75,12 @@ def _on_device(device: Device, plan: Plan) -> str:
 
 
 def print_notes(machine: Machine) -> None:
-    """Say what the devices have to say, such as a damaged cache that was built again."""
+    """Say what devices and planning have to say, such as a damaged cache that was built again."""
     for device in machine.devices:
         for note in device.notes:
             ERR.print(f"note        {escape(note)}")
+    for note in machine.placement.choices.notes:
+        ERR.print(f"note        {escape(note)}")
 
 
 def print_sample(

@@ -5,7 +5,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -27,10 +27,13 @@ from aieflow.gpt2.tokenizer import Tokenizer
 from aieflow.gpt2.train import make_sampler, restore
 from aieflow.gpt2.train import train as train_run
 from aieflow.gpt2.trainer import StepRecord, Trainer
-from aieflow.ops.errors import InputError
+from aieflow.ops.errors import InputError, ProfileError
 from aieflow.runtime.machine import Machine
-from aieflow.runtime.trace import Trace, write_chrome
+from aieflow.runtime.step_cost import MachineStepCost, StepCost
+from aieflow.runtime.timeline import Recorded
+from aieflow.tools.computer_profile import measured_cost
 from aieflow.tools.console import ERR, OUT
+from aieflow.tools.live_feed import LiveFeed, Together
 from aieflow.tools.machine_options import (
     AllowFp16,
     CheckDevices,
@@ -39,6 +42,8 @@ from aieflow.tools.machine_options import (
     OnDeviceFailure,
     Place,
     Policy,
+    Replan,
+    Settings,
     Shards,
     Slots,
     Xclbin,
@@ -70,7 +75,9 @@ from aieflow.tools.run_options import (
     require_agreement,
     require_sources,
 )
+from aieflow.tools.search import ObjectiveName, PowerCap
 from aieflow.tools.summary import print_header, print_notes, print_sample, print_summary
+from aieflow.tools.trace_files import TRACE_HELP, require_trace_file, write_trace
 
 RUNS = Path("runs")  # where runs without --out begin
 CACHE = ".tokens"  # beside the runs, which share it: tokenised data
@@ -125,7 +132,10 @@ def train(
         bool, typer.Option("--check-finite", help="Name the first node that gives NaN. Slow.")
     ] = False,
     trace: Annotated[
-        Path | None, typer.Option(help="Write the last training steps as Chrome trace JSON.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help=f"Write the last training steps, also for `report`: {TRACE_HELP}."
+        ),
     ] = None,
     lanes: Lanes = None,
     devices: Devices = None,
@@ -138,6 +148,9 @@ def train(
     check_devices: CheckDevices = False,
     xclbin: Xclbin = None,
     allow_fp16: AllowFp16 = False,
+    objective: ObjectiveName = None,
+    power_cap_w: PowerCap = None,
+    replan: Replan = None,
     sample: Annotated[bool, typer.Option(help="End with a text by the model.")] = True,
 ) -> None:
     """Train GPT-2: from scratch, from pretrained weights, or on with a run.
@@ -174,27 +187,28 @@ def train(
             "checkpoint_every": checkpoint_every,
             "check_finite": check_finite or None,
             "shards": shards,
+            "replan": replan,
             **machine_settings,
         },
     )
-    if trace is not None and not trace.absolute().parent.is_dir():
-        raise InputError(f"--trace {trace}: the folder {trace.parent} does not exist")
-    if trace is not None and trace.is_dir():
-        raise InputError(f"--trace {trace}: is a folder: give a file")
+    if trace is not None:
+        require_trace_file(trace)
     if resume is not None and out is not None:
         raise InputError(f"--out {out} and --resume {resume}: a run stays in its folder")
     if resume is None:
-        _begin(out, asked, trace, sample)
+        _begin(out, asked, machine_settings, trace, sample)
     else:
-        _go_on(resume, asked, trace, sample)
+        _go_on(resume, asked, machine_settings, trace, sample)
 
 
-def _begin(out: Path | None, asked: Asked, trace: Path | None, sample: bool) -> None:
+def _begin(
+    out: Path | None, asked: Asked, given: Settings, trace: Path | None, sample: bool
+) -> None:
     path = next_default(RUNS) if out is None else out
     require_free(path)
     config = new_config(asked)
     with (
-        opened_machine(machine_of(config)) as machine,
+        opened_machine(machine_of(config), given) as machine,
         closing(_Opened(RunFolder(path, config), machine)) as opened,
     ):
         # Only now, so that nothing is left behind where an option or a file is refused; and another
@@ -204,7 +218,7 @@ def _begin(out: Path | None, asked: Asked, trace: Path | None, sample: bool) -> 
             opened.train(run, trace, sample)
 
 
-def _go_on(resume: Path, asked: Asked, trace: Path | None, sample: bool) -> None:
+def _go_on(resume: Path, asked: Asked, given: Settings, trace: Path | None, sample: bool) -> None:
     run = open_run(resume)
     require_agreement(run, asked)
     free = {name: asked.settings[name] for name in FREE if name in asked.settings}
@@ -212,7 +226,7 @@ def _go_on(resume: Path, asked: Asked, trace: Path | None, sample: bool) -> None
     with lock_run(run.path):
         require_sources(run)
         with (
-            opened_machine(machine_of(run.config)) as machine,
+            opened_machine(machine_of(run.config), given) as machine,
             closing(_Opened(run, machine)) as opened,
         ):
             opened.train(run, trace, sample)
@@ -252,24 +266,27 @@ class _Opened:
             ERR.print(f"going on after training step {state.training_step}")
         progress = _TracedProgress(run.config.steps, state.training_step)
         begin = time.perf_counter()
-        with progress, _asked_to_stop() as stop:
+        feed = LiveFeed(run.path, trainer, run.config.steps)
+        with progress, feed, _asked_to_stop() as stop:
+            if feed.fault is not None:
+                ERR.print(f"note        nobody can watch this run: {escape(feed.fault)}")
             outcome = train_run(
                 run,
                 trainer,
                 self.data,
                 state,
-                progress,
+                Together(progress, feed),
                 write_tokenizer=tokenizer.save if tokenizer else None,
                 end_of_text=tokenizer.end_of_text if tokenizer else None,
                 should_stop=stop.is_set,
-                traced=trace is not None,
+                traced=lambda: trace is not None or feed.wants_trace(),
             )
         seconds = time.perf_counter() - begin
         if outcome.is_complete and sample and tokenizer is not None:
             print_sample(run.config.model, trainer.parameters, tokenizer, run.config.lanes)
         print_summary(run, trainer, outcome, progress.records, seconds, tokenizer is not None)
         if trace is not None:
-            _write_trace(progress.traces, trace)
+            _write_trace(progress.recorded, trace, run, trainer.machine)
         if not outcome.is_complete:
             folder = escape(shlex.quote(str(run.path)))
             OUT.print(f"stopped: go on with aieflow train gpt2 --resume {folder}")
@@ -285,25 +302,27 @@ class _TracedProgress(TrainingProgress):
 
     def __init__(self, steps: int, done: int) -> None:
         super().__init__(ERR, steps, done)
-        self.traces: deque[tuple[float, Trace]] = deque(maxlen=TRACED)
+        self.recorded: deque[Recorded] = deque(maxlen=TRACED)
 
     def on_training_step(self, record: StepRecord) -> None:
         """Keep the trace, then draw."""
         if record.trace is not None:
-            self.traces.append((time.perf_counter() - record.trace.seconds, record.trace))
+            start_s = time.perf_counter() - record.trace.seconds
+            self.recorded.append(Recorded(record.training_step, start_s, record.trace))
         super().on_training_step(record)
 
 
-def _write_trace(traces: deque[tuple[float, Trace]], path: Path) -> None:
-    if not traces:
+def _write_trace(recorded: deque[Recorded], path: Path, run: RunFolder, machine: Machine) -> None:
+    if not recorded:
         return
-    first = traces[0][0]
-    try:
-        write_chrome([(start - first, trace) for start, trace in traces], path)
-    except OSError as error:
-        raise InputError(f"--trace {path}: cannot be written: {error.strerror}") from None
+    devices = {device.name: device for device in machine.devices}
+    cost: StepCost | None = None
+    with suppress(ProfileError, InputError):  # not calibrated: then without predictions
+        cost = MachineStepCost(measured_cost(devices.values()))  # of spans: without waking up
+    kernels = {name: device.kernels for name, device in devices.items()}
+    write_trace(recorded, (path, run.trace_file), cost, kernels)
     name = escape(str(path))
-    OUT.print(f"trace       {name} (the last {len(traces)} training steps; opens in Perfetto)")
+    OUT.print(f"trace       {name} (the last {len(recorded)} training steps)")
 
 
 class _Stop:

@@ -1,10 +1,11 @@
 """The kernels of the NPU's ops: packing on the host, the product by an instruction stream.
 
-Host kernels work on one thread, outside the GIL; their work divides by rows of tiles.
+Conversions are kernels of the host: one thread, outside the GIL; their work divides finely.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -31,9 +32,9 @@ from aieflow.ops.npu.packing import (
     block_nbytes,
     line_nbytes,
     pack_call,
-    pack_strips,
+    pack_units,
     unpack_call,
-    unpack_strips,
+    unpack_units,
 )
 from aieflow.ops.op import Array, Op
 
@@ -71,19 +72,19 @@ def gemm_kernel(design: GemmDesign) -> NpuKernel:
 
 
 def _bind_pack(call: Call) -> Callable[[], None]:
-    layout = Layout.of(call.attrs)
+    layout, taken = Layout.of(call.attrs), range_of(call.attrs)
     return pack_call(
         matrix(call.inputs[0]),
         flat(call.outputs[0], "uint16"),
         layout,
-        range_of(call.attrs),
+        taken,
         call.workspace[: block_nbytes(layout)].view(np.uint16),
-        call.share(pack_strips(layout)),
+        call.share(pack_units(layout, taken)),
     )
 
 
 def _split_pack(node: Node) -> Split:
-    return Split(pack_strips(Layout.of(node.attrs)))
+    return Split(pack_units(Layout.of(node.attrs), range_of(node.attrs)))
 
 
 def _pack_workspace(node: Node) -> int:
@@ -99,7 +100,7 @@ def _bind_unpack(call: Call) -> Callable[[], None]:
     bias, before = unpack_operands(call.attrs)
     out = matrix(call.outputs[0])
     there = None if before is None else matrix(call.inputs[before])
-    first, last = call.share(unpack_strips(layout, taken))
+    first, last = call.share(unpack_units(layout, taken))
     run = unpack_call(
         flat(call.inputs[0]),
         out,
@@ -113,9 +114,9 @@ def _bind_unpack(call: Call) -> Callable[[], None]:
     if there is None or is_same(there, out):
         return run
     # the share of the rows around the range goes to the first and the last part
-    above = 0 if first == 0 else taken.first_row + first * layout.tile_rows
-    below = min(taken.first_row + last * layout.tile_rows, taken.first_row + taken.rows)
-    if last == unpack_strips(layout, taken):
+    above = 0 if first == 0 else taken.first_row + first * layout.micro_rows
+    below = min(taken.first_row + last * layout.micro_rows, taken.first_row + taken.rows)
+    if last == unpack_units(layout, taken):
         below = out.shape[0]
     copies = _around(there, out, taken, (above, below))
 
@@ -145,7 +146,7 @@ def _around(
 
 
 def _split_unpack(node: Node) -> Split:
-    return Split(unpack_strips(Layout.of(node.attrs), range_of(node.attrs)))
+    return Split(unpack_units(Layout.of(node.attrs), range_of(node.attrs)))
 
 
 def _unpack_workspace(node: Node) -> int:
@@ -153,3 +154,8 @@ def _unpack_workspace(node: Node) -> int:
 
 
 UNPACK_KERNEL = HostKernel("tiles", UNPACK, _bind_unpack, _split_unpack, _unpack_workspace)
+
+# What the host does around the products, whichever of its lanes it is on.
+CONVERSIONS: Mapping[str, HostKernel] = MappingProxyType(
+    {kernel.op.name: kernel for kernel in (PACK_KERNEL, REPACK_KERNEL, UNPACK_KERNEL)}
+)

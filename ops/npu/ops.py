@@ -115,7 +115,13 @@ def _no_flops(inputs: Specs, outputs: Specs, attrs: Attrs) -> int:
     return 0
 
 
-PACK = Op("npu_pack", _infer_pack, _no_flops, pack_reference)
+def _moved_by_pack(inputs: Specs, outputs: Specs, attrs: Attrs) -> int:
+    """The range of the source, and all of the packed value."""
+    taken = range_of(attrs)
+    return inputs[0].storage.itemsize * taken.rows * taken.columns + outputs[0].nbytes
+
+
+PACK = Op("npu_pack", _infer_pack, _no_flops, pack_reference, moves=_moved_by_pack)
 
 
 def _infer_repack(inputs: Specs, attrs: Attrs) -> Specs:
@@ -130,7 +136,14 @@ def repack_reference(inputs: Arrays, attrs: Attrs) -> Arrays:
     return pack_reference(inputs[:1], attrs)
 
 
-REPACK = Op("npu_repack", _infer_repack, _no_flops, repack_reference, updates={0: 1})
+REPACK = Op(
+    "npu_repack",
+    _infer_repack,
+    _no_flops,
+    repack_reference,
+    updates={0: 1},
+    moves=_moved_by_pack,
+)
 
 
 def _infer_gemm(inputs: Specs, attrs: Attrs) -> Specs:
@@ -214,12 +227,23 @@ def _flops_unpack(inputs: Specs, outputs: Specs, attrs: Attrs) -> int:
     return taken.rows * taken.columns * (bool(attrs.get("bias")) + bool(attrs.get("addend")))
 
 
+def _moved_by_unpack(inputs: Specs, outputs: Specs, attrs: Attrs) -> int:
+    """The range, read packed and written, and read where it is added to.
+
+    What lies around the range is in place wherever a plan lets the result have its memory.
+    """
+    taken, bias = range_of(attrs), bool(attrs.get("bias"))
+    passes = 3 if attrs.get("addend") else 2
+    return outputs[0].storage.itemsize * taken.columns * (passes * taken.rows + bias)
+
+
 UNPACK = Op(
     "npu_unpack",
     _infer_unpack,
     _flops_unpack,
     unpack_reference,
     may_overwrite={0: (2, 1)},
+    moves=_moved_by_unpack,
 )
 
 OPS: Mapping[str, Op] = {op.name: op for op in (PACK, REPACK, GEMM, UNPACK)}

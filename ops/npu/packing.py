@@ -122,7 +122,7 @@ def _pack_rows(
     quads: Array,
     origin: tuple[int, int],
     useful: tuple[int, int],
-    strips: tuple[int, int],
+    units: tuple[int, int],
     tiles_across: int,
     row_order: tuple[int, int, int],
     column_order: tuple[int, int, int],
@@ -131,15 +131,16 @@ def _pack_rows(
     # memory, (rows of a tile, columns) and (rows of a tile, tiles, micro-tiles across, their quads)
     height, tiles = quads.shape[0], quads.shape[1]
     width = block.shape[1] // tiles
-    for i in range(strips[0], strips[1]):
+    blocks = (tiles_across + tiles - 1) // tiles
+    for unit in range(units[0], units[1]):
+        i, start = unit // blocks, unit % blocks * tiles
         rows = min(height, useful[0] - i * height)
-        for start in range(0, tiles_across, tiles):
-            columns = max(0, min(tiles * width, useful[1] - start * width))
-            first = (origin[0] + i * height, origin[1] + start * width)
-            _round_block(source, block, first, (rows, columns))
-            for j in range(start, min(start + tiles, tiles_across)):
-                target = out[_tile_index(i, j, row_order, column_order)]
-                _place(quads[:, j - start], target)
+        columns = max(0, min(tiles * width, useful[1] - start * width))
+        first = (origin[0] + i * height, origin[1] + start * width)
+        _round_block(source, block, first, (rows, columns))
+        for j in range(start, min(start + tiles, tiles_across)):
+            target = out[_tile_index(i, j, row_order, column_order)]
+            _place(quads[:, j - start], target)
 
 
 @compiled
@@ -150,7 +151,7 @@ def _pack_columns(
     quads: Array,
     origin: tuple[int, int],
     useful: tuple[int, int],
-    strips: tuple[int, int],
+    units: tuple[int, int],
     tiles_across: int,
     row_order: tuple[int, int, int],
     column_order: tuple[int, int, int],
@@ -158,16 +159,16 @@ def _pack_columns(
     # source (columns, rows); block (columns of a tile, rows); quads (columns of a tile, tiles,
     # quads down); the rest as above
     width, tiles = quads.shape[0], quads.shape[1]
-    height = block.shape[1] // tiles
-    for start in range(strips[0], strips[1], tiles):
+    height, tiles_down = block.shape[1] // tiles, out.shape[0] // tiles_across
+    for unit in range(units[0], units[1]):
+        start, j = unit // tiles_across * tiles, unit % tiles_across
         rows = max(0, min(tiles * height, useful[0] - start * height))
-        for j in range(tiles_across):
-            columns = min(width, useful[1] - j * width)
-            first = (origin[1] + j * width, origin[0] + start * height)
-            _round_block(source, block, first, (columns, rows))
-            for i in range(start, min(start + tiles, strips[1])):
-                target = out[_tile_index(i, j, row_order, column_order)]
-                _place_transposed(quads[:, i - start], target)
+        columns = min(width, useful[1] - j * width)
+        first = (origin[1] + j * width, origin[0] + start * height)
+        _round_block(source, block, first, (columns, rows))
+        for i in range(start, min(start + tiles, tiles_down)):
+            target = out[_tile_index(i, j, row_order, column_order)]
+            _place_transposed(quads[:, i - start], target)
 
 
 @compiled
@@ -213,7 +214,7 @@ def _unpack(
     pairs: Array,
     origin: tuple[int, int],
     useful: tuple[int, int],
-    strips: tuple[int, int],
+    units: tuple[int, int],
     row_order: tuple[int, int, int],
     column_order: tuple[int, int, int],
     has_bias: bool,
@@ -224,28 +225,26 @@ def _unpack(
     # micro-tile, tiles, micro-tiles across, pairs of one). What happens to `before` is said by
     # mode: 0 nothing, 1 it is added, 2 it is added and is out.
     micro, tiles = pairs.shape[0], pairs.shape[1]
-    width, height = lines.shape[1] // tiles, packed.shape[1] * micro
-    for i in range(strips[0], strips[1]):
-        for down in range(packed.shape[1]):
-            top = i * height + down * micro
-            rows = min(micro, useful[0] - top)
-            for start in range(0, (useful[1] + width - 1) // width if rows > 0 else 0, tiles):
-                left, right = start * width, min((start + tiles) * width, useful[1])
-                for j in range(start, (right + width - 1) // width):
-                    tile = packed[_tile_index(i, j, row_order, column_order)]
-                    _gather(tile[down], pairs[:, j - start])
-                for k in range(rows):
-                    row = origin[0] + top + k
-                    line = lines[k, : right - left]
-                    target = out[row, origin[1] + left : origin[1] + right]
-                    if has_bias:
-                        _add_to(bias[left:right], line)
-                    if mode == 0:
-                        _copy(line, target)
-                    elif mode == 1:
-                        _add(line, before[row, origin[1] + left : origin[1] + right], target)
-                    else:
-                        _add_to(line, target)
+    width = lines.shape[1] // tiles
+    for unit in range(units[0], units[1]):
+        i, down, top = unit // packed.shape[1], unit % packed.shape[1], unit * micro
+        for start in range(0, (useful[1] + width - 1) // width, tiles):
+            left, right = start * width, min((start + tiles) * width, useful[1])
+            for j in range(start, (right + width - 1) // width):
+                tile = packed[_tile_index(i, j, row_order, column_order)]
+                _gather(tile[down], pairs[:, j - start])
+            for k in range(min(micro, useful[0] - top)):
+                row = origin[0] + top + k
+                line = lines[k, : right - left]
+                target = out[row, origin[1] + left : origin[1] + right]
+                if has_bias:
+                    _add_to(bias[left:right], line)
+                if mode == 0:
+                    _copy(line, target)
+                elif mode == 1:
+                    _add(line, before[row, origin[1] + left : origin[1] + right], target)
+                else:
+                    _add_to(line, target)
 
 
 def pack_call(
@@ -254,12 +253,12 @@ def pack_call(
     layout: Layout,
     taken: Range,
     room: npt.NDArray[np.uint16],
-    strips: tuple[int, int] | None = None,
+    units: tuple[int, int] | None = None,
 ) -> Callable[[], None]:
     """The call that packs a range of `source` (a matrix, row-major) into the bf16 bits `out`.
 
     What the range leaves free in the layout becomes zero. `room` is memory of `block_nbytes`;
-    `strips` limits the work to some rows of tiles.
+    `units` limits the work to some of `pack_units`.
     """
     down, across, rows, columns = _micro_tiles(layout)
     if taken.transpose:
@@ -276,7 +275,7 @@ def pack_call(
         block.view(np.uint64).reshape(shape),
         (taken.first_row, taken.first_column),
         (taken.rows, taken.columns),
-        strips or (0, pack_strips(layout)),
+        units or (0, pack_units(layout, taken)),
         layout.columns // layout.tile_columns,
         *_orders(layout),
     )
@@ -287,9 +286,11 @@ def pack_call(
     return run
 
 
-def pack_strips(layout: Layout) -> int:
-    """Rows of tiles: the units in which the work of `pack_call` divides."""
-    return layout.rows // layout.tile_rows
+def pack_units(layout: Layout, taken: Range) -> int:
+    """Blocks of tiles side by side in the source: the units in which `pack_call` divides."""
+    down, across = layout.rows // layout.tile_rows, layout.columns // layout.tile_columns
+    beside, others = (down, across) if taken.transpose else (across, down)
+    return -(-beside // BLOCK_TILES) * others
 
 
 def block_nbytes(layout: Layout) -> int:
@@ -305,12 +306,12 @@ def unpack_call(
     room: npt.NDArray[np.float32],
     bias: npt.NDArray[np.float32] | None = None,
     addend: npt.NDArray[np.float32] | None = None,
-    strips: tuple[int, int] | None = None,
+    units: tuple[int, int] | None = None,
 ) -> Callable[[], None]:
     """The call that puts a packed C into a range of `out` (a matrix, row-major).
 
     `bias` (of out's columns) and `addend` (of out's shape; may be its memory) are added. `room` is
-    memory of `line_nbytes`; `strips` limits the work to some rows of tiles.
+    memory of `line_nbytes`; `units` limits the work to some of `unpack_units`.
     """
     down, across, rows, columns = _micro_tiles(layout)
     lines = room.reshape(rows, -1)
@@ -324,7 +325,7 @@ def unpack_call(
         lines.view(np.uint64).reshape(rows, -1, across, columns // PAIR),
         (taken.first_row, taken.first_column),
         (taken.rows, taken.columns),
-        strips or (0, unpack_strips(layout, taken)),
+        units or (0, unpack_units(layout, taken)),
         *_orders(layout),
         bias is not None,
         0 if addend is None else 2 if is_same(addend, out) else 1,
@@ -336,9 +337,9 @@ def unpack_call(
     return run
 
 
-def unpack_strips(layout: Layout, taken: Range) -> int:
-    """Rows of tiles that hold something: the units in which the work of `unpack_call` divides."""
-    return -(-taken.rows // layout.tile_rows)
+def unpack_units(layout: Layout, taken: Range) -> int:
+    """Rows of micro-tiles that hold something: the units in which `unpack_call` divides."""
+    return -(-taken.rows // layout.micro_rows)
 
 
 def line_nbytes(layout: Layout) -> int:

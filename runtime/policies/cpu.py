@@ -2,8 +2,8 @@
 
 A node is divided over all compute lanes of its device (or as many as it has parts for) when that
 is predicted to save more than a wait between lanes costs; a small node goes whole to the lane with
-the least work. On a device with separate memory, a pack has the lane for transfers in and an unpack
-the lane for transfers out, where the host does them.
+the least work. Packs and unpacks are nodes of the host like others. Where it has no kernels for
+them, a pack has its device's lane for transfers in and an unpack the lane for transfers out.
 """
 
 from collections.abc import Mapping, Sequence

@@ -20,6 +20,9 @@ RULES: Mapping[str, Mapping[str, str]] = MappingProxyType(
         "gemm-on-npu": {"matmul": "npu", "*": "cpu"},
     }
 )
+# Policies that weigh costs.
+COSTED = ("heft", "peft", "dmda", "best")
+POLICIES = (*RULES, *COSTED)
 
 
 def default_policy(devices: tuple[str, ...]) -> str:

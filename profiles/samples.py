@@ -1,0 +1,68 @@
+"""Repeated measurements of one thing, and what is believed of it.
+
+One interrupted run must not spoil a point for ever, so nothing here is a plain mean: the centre is
+the median, the spread the median absolute deviation (MAD), and what is expected of the next time is
+the mean of those samples that lie near the median. Unlike the median it counts the small delays
+that every tenth time has, and which a long sum of durations therefore holds.
+
+>>> samples = Samples((1.0, 1.1, 0.9, 1.0, 70.0))
+>>> samples.median, round(samples.mad, 3), round(samples.expected, 3), samples.is_trusted
+(1.0, 0.1, 1.0, False)
+"""
+
+import math
+import statistics
+from dataclasses import dataclass
+
+TRUSTED = 10  # samples from which a point counts
+MOST = 40  # samples of a work that are kept: the latest
+OUTLIER_MADS = 8.0  # distance from the median beyond which a sample is no part of the mean
+LEAST_SPREAD = 0.01  # of the median: a spread that a clock's resolution must not go below
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """At least one measurement, the latest last."""
+
+    values: tuple[float, ...]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.values)
+
+    @property
+    def is_trusted(self) -> bool:
+        """True if there are enough to believe in."""
+        return self.count >= TRUSTED
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return statistics.median(self.values)
+
+    @property
+    def mad(self) -> float:
+        """The median distance from the median."""
+        median = self.median
+        return statistics.median(abs(value - median) for value in self.values)
+
+    @property
+    def expected(self) -> float:
+        """The mean without outliers."""
+        median = self.median
+        far = OUTLIER_MADS * max(self.mad, LEAST_SPREAD * abs(median))
+        return statistics.fmean(value for value in self.values if abs(value - median) <= far)
+
+    @property
+    def surely(self) -> float:
+        """The median where it differs from 0 by more than chance, else 0.
+
+        That is two standard errors, of a median of normal samples: 1.25 x 1.48 MAD / sqrt(count).
+        """
+        error = 1.25 * 1.4826 * self.mad / math.sqrt(self.count)
+        return self.median if abs(self.median) > 2 * error else 0.0
+
+    def with_more(self, values: tuple[float, ...], most: int = MOST) -> "Samples":
+        """These and later ones, the latest `most` of them."""
+        return Samples((*self.values, *values)[-most:])

@@ -1,0 +1,180 @@
+"""Decides by costs where nodes run: one of the list schedulers, or the best of many plans.
+
+What was decided is kept under a hash of everything it followed from: what each node takes on each
+device, transfers, contention and power, the policy and its settings, and the memory of described
+devices. It is kept in memory, and in a folder where one is given. A file there that cannot be
+read is made anew, which `notes` then says.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from aieflow.devices.base import Device
+from aieflow.ops.errors import PlanError
+from aieflow.ops.graph import Graph
+from aieflow.ops.kernel import Kernels
+from aieflow.runtime.device_memory import require_memory
+from aieflow.runtime.layout import compiled, laid_out
+from aieflow.runtime.policies.best import Effort, Found, Judged, Option, Tried, best, listed
+from aieflow.runtime.policies.estimate import Estimator
+from aieflow.runtime.policies.objective import Objective
+from aieflow.runtime.policies.tasks import Tasks, tasks_of
+from aieflow.runtime.simulate import joules, simulate
+from aieflow.runtime.step_cost import MachineStepCost
+from aieflow.runtime.transfer import reaches
+
+FORMAT = 2  # of the files; another one is made anew
+
+
+@dataclass(slots=True)
+class Choices:
+    """What was decided so far, by hash; in a folder, too, where there is one."""
+
+    folder: Path | None = None
+    notes: list[str] = field(default_factory=list)  # what a user may want to know
+    _held: dict[str, Found] = field(default_factory=dict)
+
+    def get(self, key: str) -> Found | None:
+        """What was decided under a hash, if anything was."""
+        if key not in self._held and self.folder is not None:
+            file = self._file(key)
+            try:
+                self._held[key] = _read(file.read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                return None
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                self.notes.append(f"{file}: not a readable schedule ({error}): it is made anew")
+                return None
+        return self._held.get(key)
+
+    def put(self, key: str, found: Found) -> None:
+        """Keep a decision. That the folder cannot be written is noted, and no fault."""
+        self._held[key] = found
+        if self.folder is None:
+            return
+        file = self._file(key)
+        hidden = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            hidden.write_text(_text(found), encoding="utf-8")
+            hidden.replace(file)
+        except OSError as error:
+            self.notes.append(f"{file}: the schedule cannot be kept: {error.strerror}")
+            with contextlib.suppress(OSError):
+                hidden.unlink()
+
+    def _file(self, key: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"schedule-{key[:32]}.json"
+
+
+def choose(
+    graphs: Mapping[int, Graph],
+    devices: Mapping[str, Device],
+    policy: str,
+    places: Mapping[str, str],
+    slots: int,
+    cost: MachineStepCost,
+    objective: Objective,
+    choices: Choices,
+    effort: Effort | None = None,
+) -> Found:
+    """The decision of one of `fixed.COSTED`; `graphs` by number of shards, `places` by hand.
+
+    Of the list schedulers' decisions, too, the seconds are simulated. Raises PlanError where
+    nothing can be placed, or no device has the memory.
+    """
+    options: list[Option] = []
+    for shards, graph in graphs.items():
+        tasks = _tasks(graph, devices, places, slots, cost)
+        options.append(Option(shards, graph, tasks, Estimator(tasks)))
+    effort = effort or Effort()
+    key = _key(options, devices, policy, slots, cost, objective, effort)
+    held = choices.get(key)
+    if held is not None:
+        return held
+
+    def judge(option: Option, homes: Sequence[str], starts: Mapping[str, float] | None) -> Judged:
+        plan = compiled(option.graph, homes, devices, policy, slots, starts=starts)
+        require_memory(tuple(devices.values()), plan.nbytes, plan)
+        trace = simulate(plan, cost)
+        return Judged(trace.seconds, joules(trace, cost))
+
+    found = (
+        best(options, judge, objective, effort)
+        if policy == "best"
+        else listed(options, policy, judge, objective)
+    )
+    choices.put(key, found)
+    return found
+
+
+def _tasks(
+    graph: Graph,
+    devices: Mapping[str, Device],
+    places: Mapping[str, str],
+    slots: int,
+    cost: MachineStepCost,
+) -> Tasks:
+    """What nodes take; an op placed by hand can be done there alone."""
+    kernels: Kernels = {name: device.kernels for name, device in devices.items()}
+    for op, device in places.items():
+        if op not in kernels.get(device, {}):
+            raise PlanError(f"{op} cannot be placed on {device}: it has no kernel for it")
+    tasks = tasks_of(
+        graph,
+        kernels,
+        {name: device.lanes for name, device in devices.items()},
+        reaches(devices),
+        cost.machine,
+        lambda homes: laid_out(graph, homes, devices, "costs"),
+        slots,
+    )
+    if not places:
+        return tasks
+    number = {name: place for place, name in enumerate(tasks.devices)}
+    rows = zip(graph.nodes, tasks.pieces, strict=True)
+    pieces = tuple(
+        tuple(
+            found if number.get(places.get(node.op.name, ""), device) == device else ()
+            for device, found in enumerate(row)
+        )
+        for node, row in rows
+    )
+    return replace(tasks, pieces=pieces)
+
+
+def _key(
+    options: list[Option],
+    devices: Mapping[str, Device],
+    policy: str,
+    slots: int,
+    cost: MachineStepCost,
+    objective: Objective,
+    effort: Effort,
+) -> str:
+    memory = [(name, each.free_nbytes()) for name, each in devices.items() if each.is_emulated]
+    parts: list[object] = [FORMAT, policy, slots, cost.overheads, objective, effort, memory]
+    parts += [(option.shards, option.tasks.fingerprint()) for option in options]
+    return sha256(repr(parts).encode()).hexdigest()
+
+
+def _text(found: Found) -> str:
+    content = asdict(found)
+    return json.dumps({"format": FORMAT, **content}, separators=(",", ":")) + "\n"
+
+
+def _read(text: str) -> Found:
+    """Raises ValueError, KeyError or TypeError for a text that is no decision."""
+    content: Any = json.loads(text)
+    if not isinstance(content, dict) or content.pop("format") != FORMAT:
+        raise ValueError("of another version")
+    tried = tuple(Tried(**each) for each in content.pop("tried"))
+    homes = tuple(str(name) for name in content.pop("homes"))
+    return Found(tried=tried, homes=homes, **content)

@@ -1,0 +1,109 @@
+"""A timeline in Chrome's trace event format, which chrome://tracing and Perfetto open.
+
+A track (`tid`) for each lane, in the plan's order; complete events (`X`) for slices, flow events
+(`s`, `f`) for arrows, counter events (`C`). Times are microseconds with three decimals, which are
+whole nanoseconds; `otherData` lists the runs. The format's description: Trace Event Format, Google.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from aieflow.ops.errors import InputError
+from aieflow.runtime.timeline import Run, Slice, Timeline, arguments
+
+PROCESS = 0
+TRACK = {"pid": PROCESS, "ph": "M"}
+
+
+def write_chrome(timeline: Timeline, path: Path) -> None:
+    """Write a timeline as JSON, compressed where the name ends in `.gz`; raises OSError."""
+    document = {
+        "traceEvents": list(_events(timeline)),
+        "displayTimeUnit": "ms",
+        "otherData": {"runs": [asdict(run) for run in timeline.runs]},
+    }
+    content = (json.dumps(document, separators=(",", ":")) + "\n").encode()
+    # No time of writing in it: the same timeline gives the same bytes.
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+
+
+def read_chrome(path: Path) -> Timeline:
+    """The runs, lanes and slices of a file of `write_chrome`; neither arrows nor counters.
+
+    Raises InputError for a file that is none.
+    """
+    try:
+        content = path.read_bytes()
+        document = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+        runs = tuple(Run(**run) for run in document["otherData"]["runs"])
+        events = document["traceEvents"]
+        names = [event["args"]["name"] for event in events if event["name"] == "thread_name"]
+        slices = [_slice(event, runs, names) for event in events if event["ph"] == "X"]
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"{path}: is no trace of aieflow ({error!r}): give one of --trace FILE.json"
+        ) from None
+    return Timeline(runs, tuple(names), tuple(slices), ())
+
+
+def _slice(event: dict[str, Any], runs: tuple[Run, ...], names: list[str]) -> Slice:
+    shown = event["args"]
+    part, parts = map(int, shown["part"].split(" of "))
+    inputs, outputs = (tuple(filter(None, shown[key].split("; "))) for key in ("inputs", "outputs"))
+    predicted_us = shown.get("predicted_us")
+    return Slice(
+        run=[run.number for run in runs].index(shown["training_step"]),
+        step=shown["step"],
+        lane=names[event["tid"]],
+        name=event["name"],
+        op=event["cat"],
+        part=part - 1,
+        parts=parts,
+        start_ns=round(event["ts"] * 1e3),
+        end_ns=round(event["ts"] * 1e3) + round(event["dur"] * 1e3),
+        executor=shown["executor"],
+        kernel=shown.get("kernel", ""),
+        inputs=inputs,
+        outputs=outputs,
+        flops=shown["flops"],
+        nbytes=shown["nbytes"],
+        predicted_ns=None if predicted_us is None else round(predicted_us * 1e3),
+    )
+
+
+def _events(timeline: Timeline) -> Iterator[dict[str, object]]:
+    track = {lane: number for number, lane in enumerate(timeline.lanes)}
+    yield {**TRACK, "name": "process_name", "args": {"name": "aieflow"}}
+    for lane, number in track.items():
+        yield {**TRACK, "tid": number, "name": "thread_name", "args": {"name": lane}}
+        yield {**TRACK, "tid": number, "name": "thread_sort_index", "args": {"sort_index": number}}
+    yield from _slices(timeline, track)
+    for counter in timeline.counters:
+        for at_ns, value in counter.samples:
+            shown = {"pid": PROCESS, "ph": "C", "name": counter.name, "ts": at_ns / 1e3}
+            yield {**shown, "args": {counter.unit: value}}
+
+
+def _slices(timeline: Timeline, track: Mapping[str, int]) -> Iterator[dict[str, object]]:
+    for each in timeline.slices:
+        yield {
+            "pid": PROCESS,
+            "tid": track[each.lane],
+            "ph": "X",
+            "name": each.name,
+            "cat": each.op,
+            "ts": each.start_ns / 1e3,
+            "dur": each.duration_ns / 1e3,
+            "args": arguments(timeline, each),
+        }
+    for number, arrow in enumerate(timeline.arrows):
+        source, target = timeline.slices[arrow.source], timeline.slices[arrow.target]
+        flow = {"pid": PROCESS, "name": arrow.values, "cat": "wait", "id": number}
+        yield {**flow, "ph": "s", "tid": track[source.lane], "ts": source.end_ns / 1e3}
+        yield {**flow, "ph": "f", "bp": "e", "tid": track[target.lane], "ts": target.start_ns / 1e3}

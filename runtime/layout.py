@@ -1,0 +1,106 @@
+"""From the device of each node to a plan: chains expanded, lanes chosen, steps laid out."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+
+from aieflow.devices.base import Device
+from aieflow.ops.errors import PlanError
+from aieflow.ops.graph import Graph
+from aieflow.ops.kernel import Kernels
+from aieflow.profiles.cost import TYPICAL_CORE
+from aieflow.runtime.device_memory import require_memory
+from aieflow.runtime.expansion import Expansion, expand
+from aieflow.runtime.lookahead import look_ahead
+from aieflow.runtime.ordering import ordered, reordered
+from aieflow.runtime.plan import Plan, compile_plan
+from aieflow.runtime.policies.cpu import schedule_lanes
+from aieflow.runtime.schedule import Schedule
+from aieflow.runtime.transfer import reaches, separate_values
+
+
+def laid_out(
+    graph: Graph,
+    homes: Sequence[str],
+    devices: Mapping[str, Device],
+    policy: str,
+    divided: bool = True,
+) -> tuple[Expansion, Schedule]:
+    """The graph without chains, and the lanes of its nodes, which stand in program order.
+
+    With `divided` False, undivided nodes on one lane of a device. Raises PlanError for an op
+    without a kernel.
+    """
+    kernels = _kernels(devices)
+    expansion = expand(graph, homes, kernels)
+    return expansion, _lanes(expansion, devices, policy, divided)
+
+
+def compiled(
+    graph: Graph,
+    homes: Sequence[str],
+    devices: Mapping[str, Device],
+    policy: str,
+    slots: int,
+    divided: bool = True,
+    starts: Mapping[str, float] | None = None,
+) -> Plan:
+    """The plan with node n on device `homes[n]`.
+
+    `starts` says when nodes of the expanded graph are to start, by name: they then stand in that
+    order; else devices and the host look ahead (`runtime.lookahead`). Where several devices run, a
+    run that fails leaves its states as they were, and as long as the devices have the memory, none
+    waits for another's. Raises PlanError for an op without a kernel, and where slots do not allow
+    the order.
+    """
+    kernels, reach = _kernels(devices), reaches(devices)
+    expansion, schedule = laid_out(graph, homes, devices, policy, divided)
+    if starts is not None:
+        separate = separate_values(expansion.graph, schedule.placements, reach)
+        order = ordered(expansion.graph, starts, separate, slots)
+        places = tuple(expansion.homes[index] for index in order)
+        expansion = Expansion(reordered(expansion.graph, order), places, expansion.derived)
+        schedule = _lanes(expansion, devices, policy, divided)
+    else:
+        host_lanes = len(next(iter(devices.values())).lanes) if divided else 1
+        expansion = look_ahead(expansion, kernels, reach, host_lanes, slots)
+        schedule = _lanes(expansion, devices, policy, divided)
+    used = set(expansion.homes)
+
+    def plan(roomy: bool) -> Plan:
+        return compile_plan(
+            expansion.graph,
+            schedule,
+            kernels,
+            reach,
+            derived=expansion.derived,
+            slots=slots,
+            saves=any(reach[name].copy_lanes is not None for name in used),
+            roomy=roomy,
+        )
+
+    if len(used) > 1:
+        found = plan(roomy=True)
+        with contextlib.suppress(PlanError):
+            require_memory(tuple(devices.values()), found.nbytes, found)
+            return found
+    return plan(roomy=False)
+
+
+def _kernels(devices: Mapping[str, Device]) -> Kernels:
+    return {name: device.kernels for name, device in devices.items()}
+
+
+def _lanes(
+    expansion: Expansion, devices: Mapping[str, Device], policy: str, divided: bool
+) -> Schedule:
+    used = [name for name in devices if name in set(expansion.homes)]
+    lanes = {name: devices[name].lanes[: None if divided else 1] for name in used}
+    return schedule_lanes(
+        policy,
+        expansion.graph,
+        expansion.homes,
+        _kernels(devices),
+        lanes,
+        reaches(devices),
+        TYPICAL_CORE,
+    )

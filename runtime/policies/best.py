@@ -1,0 +1,350 @@
+"""The policy `best`: a portfolio of assignments, improved and then judged by the simulator.
+
+Candidates are the trivial plans (all on one device as far as it can), HEFT, PEFT, dmda and a
+balance of loads, for each way in which the graph can be lowered (its batch in 1, 2 or 4 shards), in
+several orders of the nodes. Quick estimates rank them;
+the best ones are improved by a local search; of the most promising, plans are compiled and
+simulated, and the best of those is taken. A trivial plan is left out of that only if what it takes
+at least (its busiest lanes, its longest path) is worse than the best plan found: so none is better.
+
+The effort is a number of nodes to look at, not of seconds: the same inputs give the same plan.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from aieflow.ops.errors import PlanError
+from aieflow.ops.graph import Graph
+from aieflow.runtime.policies.balance import balance
+from aieflow.runtime.policies.booking import Decision
+from aieflow.runtime.policies.dmda import dmda
+from aieflow.runtime.policies.estimate import Estimate, Estimator
+from aieflow.runtime.policies.fixed import RULES
+from aieflow.runtime.policies.heft import assigned_ranks, heft, priced_heft, upward_ranks
+from aieflow.runtime.policies.local_search import LocalSearch
+from aieflow.runtime.policies.objective import Objective
+from aieflow.runtime.policies.peft import peft
+from aieflow.runtime.policies.tasks import HOST, Tasks
+
+LISTS: Mapping[str, Callable[[Tasks], Decision]] = {"heft": heft, "peft": peft, "dmda": dmda}
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much planning may do; nodes count once for each estimate, or simulation, of a graph."""
+
+    estimated_nodes: int = 2_000_000
+    simulated_nodes: int = 6_000
+    bases: int = 3  # assignments that are improved
+    most: int = 2_000  # estimates of a small graph; simulations
+    prices: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0)  # factors on those of a balance
+
+
+QUICK = Effort(estimated_nodes=300_000, simulated_nodes=2_500, bases=1, prices=(1.0, 30.0))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Option:
+    """One way to lower the computation."""
+
+    shards: int
+    graph: Graph
+    tasks: Tasks
+    estimator: Estimator
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the simulator says of a plan."""
+
+    seconds: float
+    joules: float
+
+
+# Of an option, the device of each node, and when nodes start (None: program order). Raises
+# PlanError where a plan cannot be made, or memory does not suffice.
+Judge = Callable[[Option, Sequence[str], Mapping[str, float] | None], Judged]
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One candidate: what was estimated, and what was simulated where it came to that."""
+
+    policy: str
+    shards: int
+    estimated_s: float
+    simulated_s: float | None = None
+    simulated_joules: float | None = None
+    dropped: str = ""  # why it was not simulated, or cannot be used
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """The assignment chosen, and how it was found. `seconds` and `joules` are simulated."""
+
+    policy: str  # whose assignment it is
+    shards: int
+    homes: tuple[str, ...]
+    starts: Mapping[str, float] | None  # by name of expanded nodes; None: program order
+    seconds: float
+    joules: float
+    tried: tuple[Tried, ...]
+    estimates: int
+    simulations: int
+    trivial_s: float | None = None  # of the quickest trivial plan; estimated if not simulated
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Candidate:
+    policy: str
+    option: Option
+    homes: tuple[int, ...]
+    estimate: Estimate
+    starts: Mapping[str, float] | None
+    ranks: tuple[float, ...]
+    is_trivial: bool = False
+
+
+def listed(options: Sequence[Option], policy: str, judge: Judge, objective: Objective) -> Found:
+    """The decision of one of `LISTS`, for the option where it is judged best.
+
+    Raises PlanError where none can be used.
+    """
+    return _Search(judge, objective, Effort()).run_list(options, policy)
+
+
+def best(
+    options: Sequence[Option],
+    judge: Judge,
+    objective: Objective | None = None,
+    effort: Effort | None = None,
+) -> Found:
+    """The best assignment of the options; raises PlanError where none can be used."""
+    return _Search(judge, objective or Objective(), effort or Effort()).run(options)
+
+
+class _Search:
+    """One search: candidates, and what was found out about them."""
+
+    def __init__(self, judge: Judge, objective: Objective, effort: Effort) -> None:
+        self._judge, self._objective, self._effort = judge, objective, effort
+        self._tried: list[Tried] = []
+        self._chosen: tuple[_Candidate, Judged] | None = None
+        self._estimates = self._simulations = 0
+        self._simulated_nodes = 0
+        self._fault: PlanError | None = None
+
+    def run(self, options: Sequence[Option]) -> Found:
+        """Candidates, their improvement, and the judgement."""
+        pool = [candidate for option in options for candidate in self._portfolio(option)]
+        self._estimates = len(pool)
+        pool += self._improved(pool)
+        pool.sort(key=lambda each: self._score(each.estimate))  # stable: trivial ones first
+        for candidate in pool:
+            if self._may_simulate(candidate):
+                self._simulate(candidate)
+            elif not candidate.is_trivial:
+                self._note(candidate, dropped="estimated only")
+        for candidate in pool:
+            if candidate.is_trivial and not self._is_judged(candidate):
+                if self._could_win(candidate):
+                    self._simulate(candidate)
+                else:
+                    self._note(candidate, dropped="takes longer at least")
+        trivial = {(each.policy, each.option.shards) for each in pool if each.is_trivial}
+        taken = (each for each in self._tried if (each.policy, each.shards) in trivial)
+        quickest = min(
+            each.estimated_s if each.simulated_s is None else each.simulated_s for each in taken
+        )
+        return replace(self._found(), trivial_s=quickest)
+
+    def run_list(self, options: Sequence[Option], policy: str) -> Found:
+        """One candidate for each option, all of them judged."""
+        for option in options:
+            self._estimates += 2
+            self._simulate(_by_list(option, policy, self._objective))
+        return self._found()
+
+    def _found(self) -> Found:
+        if self._chosen is None:
+            assert self._fault is not None
+            raise self._fault
+        candidate, judged = self._chosen
+        option = candidate.option
+        return Found(
+            candidate.policy,
+            option.shards,
+            option.tasks.named(candidate.homes),
+            candidate.starts,
+            judged.seconds,
+            judged.joules,
+            tuple(self._tried),
+            self._estimates,
+            self._simulations,
+        )
+
+    def _portfolio(self, option: Option) -> Iterator[_Candidate]:
+        tasks = option.tasks
+        in_order = tuple(-float(node) for node in range(tasks.count))
+        ranks = upward_ranks(tasks)
+        for name, homes in trivial(tasks):
+            held = option.estimator.estimate(homes, in_order)
+            yield _Candidate(name, option, homes, held, None, in_order, is_trivial=True)
+            yield _ordered(f"{name}, reordered", option, homes, ranks)
+            yield _ordered(f"{name}, updates on host", option, ended(tasks, homes), ranks)
+        for policy in LISTS:
+            found = _by_list(option, policy, self._objective)
+            yield found
+            moved = ended(tasks, found.homes)
+            if moved != found.homes:
+                yield _ordered(f"{policy}, updates on host", option, moved, found.ranks)
+        for suffix, fixed in (("", None), (", updates on host", _ends_on_host(tasks))):
+            ideal = balance(tasks, fixed)
+            yield _ordered(f"balanced{suffix}", option, ideal.homes, ranks)
+            for factor in self._effort.prices:
+                decision = priced_heft(tasks, (factor * ideal.penalties).tolist())
+                label = f"heft at {factor:g} times the price{suffix}"
+                yield _ordered(label, option, decision.homes, ranks)
+
+    def _improved(self, pool: Sequence[_Candidate]) -> list[_Candidate]:
+        """The best candidates of several options, each improved."""
+        by_score = sorted(pool, key=lambda each: self._score(each.estimate))
+        bases: list[_Candidate] = []
+        for candidate in by_score:
+            if all(candidate.option is not other.option for other in bases):
+                bases.append(candidate)
+        bases = [*bases, *(each for each in by_score if each not in bases)][: self._effort.bases]
+        found: list[_Candidate] = []
+        for base in bases:
+            tasks = base.option.tasks
+            estimates = self._effort.estimated_nodes // (len(bases) * max(1, tasks.count))
+            estimates = max(2, min(estimates, self._effort.most))
+            search = LocalSearch(tasks, base.option.estimator, self._objective)
+            better = search.improved(base.homes, base.ranks, estimates - 1)
+            self._estimates += better.estimates + 1
+            if better.homes == base.homes and not base.is_trivial:
+                continue
+            label = f"{base.policy}, improved"
+            found.append(_ordered(label, base.option, better.homes, base.ranks))
+            again = assigned_ranks(tasks, better.homes)
+            found.append(_ordered(f"{label}, reordered", base.option, better.homes, again))
+        return found
+
+    def _may_simulate(self, candidate: _Candidate) -> bool:
+        """One at least; then as long as the effort lasts, and while it could be the best."""
+        if self._chosen is None:
+            return True
+        nodes = candidate.option.tasks.count
+        if self._simulated_nodes + nodes > self._effort.simulated_nodes:
+            return False
+        return self._simulations < self._effort.most and self._could_win(candidate)
+
+    def _could_win(self, candidate: _Candidate) -> bool:
+        if self._chosen is None:
+            return True
+        seconds, joules = candidate.option.estimator.floor(candidate.homes)
+        _, held = self._chosen
+        reached = self._objective.score(held.seconds, held.joules)
+        # Sums in another order than the simulator's may differ by rounding.
+        return self._objective.least(seconds * (1 - 1e-9), joules * (1 - 1e-9)) < reached
+
+    def _simulate(self, candidate: _Candidate) -> None:
+        option = candidate.option
+        self._simulations += 1
+        self._simulated_nodes += option.tasks.count
+        try:
+            judged = self._judge(option, option.tasks.named(candidate.homes), candidate.starts)
+        except PlanError as error:
+            self._fault = self._fault or error
+            self._note(candidate, dropped=str(error))
+            return
+        self._note(candidate, judged)
+        score = self._objective.score(judged.seconds, judged.joules)
+        if self._chosen is None or score < self._objective.score(
+            self._chosen[1].seconds, self._chosen[1].joules
+        ):
+            self._chosen = (candidate, judged)
+
+    def _note(self, candidate: _Candidate, judged: Judged | None = None, dropped: str = "") -> None:
+        self._tried.append(
+            Tried(
+                candidate.policy,
+                candidate.option.shards,
+                candidate.estimate.seconds,
+                None if judged is None else judged.seconds,
+                None if judged is None else judged.joules,
+                dropped,
+            )
+        )
+
+    def _is_judged(self, candidate: _Candidate) -> bool:
+        key = (candidate.policy, candidate.option.shards)
+        return any((each.policy, each.shards) == key for each in self._tried)
+
+    def _score(self, held: Estimate) -> tuple[int, float]:
+        return self._objective.score(held.seconds, held.joules)
+
+
+def trivial(tasks: Tasks) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """For each device a policy's name and an assignment: all that it can do there, else the first.
+
+    On a CPU, an iGPU and an NPU they are the fixed rules of those names.
+    """
+    named = {"npu": "gemm-on-npu"}
+    found: list[tuple[str, tuple[int, ...]]] = []
+    for device, name in enumerate(tasks.devices):
+        able = (tasks.able(node) for node in range(tasks.count))
+        homes = tuple(device if device in each else each[0] for each in able)
+        rule = named.get(name, name)
+        found.append((rule if rule in RULES else f"all on {name}", homes))
+    return tuple(found)
+
+
+def ended(tasks: Tasks, homes: Sequence[int]) -> tuple[int, ...]:
+    """The same, but for nodes whose outputs must be on the host's side in the end: they are there.
+
+    Then most states need no copy while a run lasts: see `runtime.saving`.
+    """
+    fixed = _ends_on_host(tasks)
+    return tuple(
+        home if device is None else device for home, device in zip(homes, fixed, strict=True)
+    )
+
+
+def _ends_on_host(tasks: Tasks) -> list[int | None]:
+    """The device that does a node on the host's side, where its outputs must be in the end."""
+    ends = set(tasks.ends)
+    found: list[int | None] = [None] * tasks.count
+    for node, values in enumerate(tasks.outputs):
+        if not ends.isdisjoint(values):
+            on_host = [device for device in tasks.able(node) if tasks.sides[device] == HOST]
+            found[node] = (*on_host, None)[0]
+    return found
+
+
+def _ordered(
+    policy: str, option: Option, homes: tuple[int, ...], ranks: tuple[float, ...]
+) -> _Candidate:
+    """An assignment in the order of its list schedule; on one device alone in program order.
+
+    What a list schedule gains there is less than the caches lose, which costs do not know: 5 % were
+    foretold on a CPU, and 3 to 4 % lost.
+    """
+    if len(set(homes)) == 1:
+        in_order = tuple(-float(node) for node in range(option.tasks.count))
+        return _Candidate(
+            policy, option, homes, option.estimator.estimate(homes, in_order), None, in_order
+        )
+    held = option.estimator.estimate(homes, ranks)
+    return _Candidate(policy, option, homes, held, held.starts, ranks)
+
+
+def _by_list(option: Option, policy: str, objective: Objective) -> _Candidate:
+    """The decision of a list scheduler, in the better of two orders."""
+    decision = LISTS[policy](option.tasks)
+    by_start = tuple(-start for start in decision.starts)
+    tried = [
+        _ordered(policy, option, decision.homes, ranks)
+        for ranks in (upward_ranks(option.tasks), by_start)
+    ]
+    return min(tried, key=lambda each: objective.score(each.estimate.seconds, each.estimate.joules))

@@ -1,0 +1,108 @@
+"""What an assignment of nodes to devices would take: a list schedule in virtual time, node by node.
+
+Whenever a lane is free, the ready piece of highest rank starts (ties: in program order). Devices
+that are busy together slow each other down, as in `runtime.simulate`. Unlike there, lanes follow no
+fixed order, a divided node's lanes start together, and memory makes nobody wait: this is the quick
+judgement, to be made many hundreds of times; what is chosen by it is compiled and simulated. So it
+runs as machine code (`virtual_run`), on tables made once (`flat`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aieflow.ops.errors import PlanError
+from aieflow.runtime.policies.flat import Flat, laid
+from aieflow.runtime.policies.tasks import Tasks
+from aieflow.runtime.policies.virtual_run import END, PARTS, PIECE, RESOURCE, Ints, longest, run
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Estimate:
+    """What an assignment takes, and when the nodes of its expanded graph start."""
+
+    seconds: float
+    joules: float
+    starts: Mapping[str, float]  # by name; empty where nobody asked for it
+    busy_s: tuple[float, ...]  # of each resource, all lanes together
+
+
+class Estimator:
+    """Estimates of many assignments of one graph."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._tasks, self._flat = tasks, Flat(tasks)
+
+    def estimate(
+        self, homes: Sequence[int] | Ints, ranks: Sequence[float], with_starts: bool = True
+    ) -> Estimate:
+        """What it takes with node n on device `homes[n]`; raises PlanError for a circle."""
+        tasks, flat = self._tasks, self._flat
+        steps = laid(flat, homes)
+        count = len(steps.seconds)
+        started, ended = np.zeros(count), np.zeros(count)
+        _, order = np.unique(-np.asarray(ranks, np.float64), return_inverse=True)
+        done = run(
+            steps.steps,
+            steps.seconds,
+            steps.next_of,
+            steps.links,
+            order.astype(np.int64),
+            flat.holds,
+            flat.frees,
+            flat.width,
+            flat.worker,
+            flat.slowdowns,
+            started,
+            ended,
+        )
+        if done < count:
+            raise PlanError(f"{tasks.name}: nodes wait for each other: {done} of {count} ran")
+        seconds = float(ended.max(initial=0.0))
+        busy = np.zeros(len(tasks.resources))
+        np.add.at(busy, steps.steps[RESOURCE], (ended - started) * steps.steps[PARTS])
+        active = sum(
+            taken * each.watts for taken, each in zip(busy.tolist(), tasks.resources, strict=True)
+        )
+        starts: dict[str, float] = {}
+        if with_starts:
+            names = [
+                flat.pieces[piece].name if piece != END else "" for piece in steps.steps[PIECE]
+            ]
+            starts = {name: at for name, at in zip(names, started.tolist(), strict=True) if name}
+        return Estimate(seconds, active + tasks.idle_w * seconds, starts, tuple(busy.tolist()))
+
+    def floor(self, homes: Sequence[int]) -> tuple[float, float]:
+        """Seconds and joules that no run with these homes undercuts: see `floor`."""
+        tasks = self._tasks
+        steps = laid(self._flat, homes, saves=False)
+        found = longest(
+            len(tasks.resources), steps.steps, steps.seconds, steps.next_of, steps.links
+        )
+        *loads, path = found.tolist()
+        rows = list(zip(loads, tasks.resources, strict=True))
+        seconds = max([path, *(load / each.width for load, each in rows if each.width)])
+        return seconds, sum(load * each.watts for load, each in rows) + tasks.idle_w * seconds
+
+
+def estimate(tasks: Tasks, homes: Sequence[int], ranks: Sequence[float]) -> Estimate:
+    """What it takes with node n on device `homes[n]`; raises PlanError for a circle of nodes."""
+    return Estimator(tasks).estimate(homes, ranks)
+
+
+def floor(tasks: Tasks, homes: Sequence[int]) -> tuple[float, float]:
+    """Seconds and joules that no run with these homes undercuts: busiest lanes, longest path.
+
+    Copies of states are left out.
+    """
+    return Estimator(tasks).floor(homes)
+
+
+def predecessors(tasks: Tasks) -> tuple[tuple[int, ...], ...]:
+    """For each node those that must come before it, whether it reads of them or not."""
+    writer = {value: node for node, values in enumerate(tasks.outputs) for value in values}
+    return tuple(
+        tuple(sorted({*(writer[value] for value in values if value in writer), *follows}))
+        for values, follows in zip(tasks.inputs, tasks.follows, strict=True)
+    )

@@ -1,0 +1,95 @@
+"""The policy `heft`: nodes in the order of their upward ranks, each where it finishes first.
+
+Topcuoglu, Hariri and Wu, "Performance-effective and low-complexity task scheduling for
+heterogeneous computing", IEEE TPDS 13(3), 2002. The upward rank of a node is the longest way from
+its start to the end of the graph, with mean seconds over the devices that can do a node and mean
+seconds over pairs of devices for what is passed on; insertion fills gaps. Here a node may book more
+than one resource, transfers have lanes of their own, and a value is moved once for all its readers.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from aieflow.runtime.policies.booking import Bookings, Decision, move_s, span_s
+from aieflow.runtime.policies.estimate import predecessors
+from aieflow.runtime.policies.tasks import Tasks
+
+
+def heft(tasks: Tasks) -> Decision:
+    """The decision of HEFT; ties go to the first device and the first node in program order."""
+    return priced_heft(tasks, [[0.0] * len(tasks.devices)] * tasks.count)
+
+
+def priced_heft(tasks: Tasks, prices: Sequence[Sequence[float]]) -> Decision:
+    """The same, but a node goes where its finish plus its price there is least: `prices[n][d]`.
+
+    HEFT takes whoever is free, however long it takes, and so does work twice as long as it need be
+    where others would have been free soon. Prices are what that costs all others.
+    """
+    ranks = upward_ranks(tasks)
+    bookings = Bookings(tasks)
+    for node in sorted(range(tasks.count), key=lambda each: (-ranks[each], each)):
+        price = prices[node]
+        offers = bookings.offers(node)
+        bookings.book(node, min(offers, key=lambda offer: offer.finish_s + price[offer.device]))
+    return bookings.decision()
+
+
+def upward_ranks(
+    tasks: Tasks, summary: Callable[[Iterable[float]], float] | None = None
+) -> tuple[float, ...]:
+    """The upward rank of each node; `summary` of the seconds on its devices, by default the mean.
+
+    A node that follows another without reading of it comes after it by rank, too.
+    """
+    summarise = summary or _mean
+    moves = mean_moves(tasks)
+    writer = {value: node for node, values in enumerate(tasks.outputs) for value in values}
+    ranks = [0.0] * tasks.count
+    before = predecessors(tasks)
+    for node in reversed(range(tasks.count)):
+        own = summarise([span_s(tasks.pieces[node][device]) for device in tasks.able(node)])
+        ranks[node] += own  # the longest way behind it is there already
+        passed = {writer[value]: 0.0 for value in tasks.inputs[node] if value in writer}
+        for value in tasks.inputs[node]:
+            if value in writer:
+                passed[writer[value]] = max(passed[writer[value]], moves[value])
+        for other in before[node]:
+            ranks[other] = max(ranks[other], ranks[node] + passed.get(other, 0.0))
+    return tuple(ranks)
+
+
+def assigned_ranks(tasks: Tasks, homes: Sequence[int]) -> tuple[float, ...]:
+    """The upward rank of each node where it is known which device each of them has."""
+    writer = {value: node for node, values in enumerate(tasks.outputs) for value in values}
+    ranks = [0.0] * tasks.count
+    before = predecessors(tasks)
+    for node in reversed(range(tasks.count)):
+        ranks[node] += span_s(tasks.pieces[node][homes[node]])
+        passed: dict[int, float] = {}
+        for value in tasks.inputs[node]:
+            if value in writer:
+                other = writer[value]
+                seconds = move_s(tasks, value, homes[other], homes[node])
+                passed[other] = max(passed.get(other, 0.0), seconds)
+        for other in before[node]:
+            ranks[other] = max(ranks[other], ranks[node] + passed.get(other, 0.0))
+    return tuple(ranks)
+
+
+def mean_moves(tasks: Tasks) -> tuple[float, ...]:
+    """Seconds to pass each value on from one device to another, the mean over all pairs."""
+    count = len(tasks.devices)
+    pairs = [(a, b) for a in range(count) for b in range(count) if a != b]
+    by_hops: dict[int, float] = {}
+    means: list[float] = []
+    for value, hops in enumerate(tasks.hops):
+        key = id(hops)  # values of one size share their hops
+        if key not in by_hops:
+            by_hops[key] = _mean([move_s(tasks, value, a, b) for a, b in pairs])
+        means.append(by_hops[key])
+    return tuple(means)
+
+
+def _mean(values: Iterable[float]) -> float:
+    held = list(values)
+    return sum(held) / len(held) if held else 0.0

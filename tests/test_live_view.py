@@ -1,0 +1,209 @@
+"""The picture of a run: sums, sizes, and what it says where something is not known."""
+
+import random
+from pathlib import Path
+
+import pytest
+from test_lane_states import jittered
+
+from aieflow.ops.npu.kernels import CONVERSIONS
+from aieflow.runtime.lane_states import STATES, Piece, lane_pieces, shares, state_ns
+from aieflow.runtime.outline import outline, recording
+from aieflow.tools.live import _after
+from aieflow.tools.live_link import Watched
+from aieflow.tools.live_view import (
+    SIGNS,
+    Look,
+    Process,
+    one_line,
+    picture,
+    sparkline,
+    timeline,
+    whole_shares,
+)
+from aieflow.tools.profile_subject import DeviceLine, Foretold, Subject, subject_message
+
+SIZES = [(80, 24), (120, 40), (200, 60), (40, 10), (20, 5), (1, 1)]
+PLAIN = Look()
+PROCESS = Process(151.0, 512_000_000)
+
+
+def watched(is_foretold: bool = True, is_emulated: bool = False, steps: int = 5) -> Watched:
+    """A run of a random plan on two devices, of which some training steps were recorded."""
+    trace = jittered(7, random.Random(7))
+    told, times = outline(trace.plan, CONVERSIONS), recording(trace)
+    foretold = Foretold(trace.seconds, trace.seconds / 2, (1e-6,) * len(told.steps), times)
+    subject = Subject(
+        "GPT-2 2.0 M",
+        (DeviceLine("fake", "a fake", False), DeviceLine("far", "a far one", is_emulated)),
+        "by hand",
+        64,
+        1_000_000,
+        3_000_000,
+        told,
+        foretold if is_foretold else None,
+        "" if is_foretold else "no calibration of far: run `aieflow calibrate --device far`",
+    )
+    seen = Watched(Path("runs/gpt2-001"))
+    seen.take({"kind": "subject", "pid": 1, "training_steps": 9, **subject_message(subject)})
+    for number in range(1, steps + 1):
+        seen.take(
+            {
+                "kind": "step",
+                "training_step": number,
+                "loss": 4.0 - number / 10,
+                "seconds": trace.seconds * 1.5,
+                "tokens_per_s": 64 / trace.seconds,
+                "copied_nbytes": 2_000_000 * number,
+                "wall_ns": times.wall_ns,
+                "starts_ns": list(times.starts_ns),
+                "ends_ns": list(times.ends_ns),
+            }
+        )
+    seen.take({"kind": "now", "done": dict.fromkeys(told.lanes, 1)})
+    seen.take({"kind": "event", "text": "checkpoint step-4"})
+    return seen
+
+
+def text(seen: Watched, look: Look = PLAIN, width: int = 120, height: int = 40) -> str:
+    return "\n".join(line.plain for line in picture(seen, PROCESS, look, width, height))
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("look", [Look(), Look("waiting", True), Look(shows_help=True)])
+def test_a_picture_fits_its_terminal(width: int, height: int, look: Look) -> None:
+    for seen in (watched(), watched(False, True), watched(steps=0), Watched(Path("a"))):
+        lines = picture(seen, PROCESS, look, width, height)
+        assert len(lines) <= height
+        assert max((line.cell_len for line in lines), default=0) <= width
+    assert width < 80 or len(text(watched(), look, width, height)) > 500
+
+
+def test_the_header_tells_the_figures() -> None:
+    seen = watched()
+    figures = seen.figures()
+    assert figures is not None
+    shown = text(seen)
+    for part in (
+        f"step 5/9  {figures.seconds * 1e3:,.1f} ms",
+        f"{64 / figures.seconds:,.0f} tokens/s",
+        "loss 3.500",
+        "(simulated, measured +50%)",
+        "(3.00x)",
+        f"overlap {figures.account.overlap:.0%}",
+        "moved 2.0 MB/step",
+        "memory 512 MB (tensors 3 by plan)  cpu 151 %",
+        "checkpoint step-4",
+    ):
+        assert part in shown
+    assert "emulated" not in shown
+    assert "emulated: far: these are the emulation's times" in text(watched(is_emulated=True))
+
+
+def test_what_is_not_known_is_not_zero_and_help_says_why() -> None:
+    seen = watched(is_foretold=False)
+    assert "predicted n/a  bound n/a (h says why)" in text(seen)
+    drawn = text(seen).split("left to right")[1].split("most time")[0].splitlines()
+    assert [line[15:19] for line in drawn if line.startswith("f")] == ["run "] * 5
+    wrapped = " ".join(text(seen, Look(shows_help=True)).split())
+    assert "predicted, bound, plan: no calibration of far: run `aieflow calibrate" in wrapped
+    assert "watts, joules, °C, clocks: no sensor" in wrapped
+    unknown = "\n".join(line.plain for line in picture(seen, Process(), Look(), 120, 40))
+    assert "memory n/a" in unknown
+    assert "cpu n/a" in unknown
+
+
+def test_the_plan_stands_above_what_was_measured() -> None:
+    lines = text(watched()).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("last recorded"))
+    rows = lines[first + 1 : first + 1 + 2 * 5]
+    assert [row[15:19] for row in rows] == ["plan", "run "] * 5
+    assert all(above[20:] == below[20:] for above, below in zip(rows[::2], rows[1::2], strict=True))
+
+
+@pytest.mark.parametrize("width", [60, 80, 133, 200])
+def test_a_lanes_bar_and_percents_sum_to_the_whole(width: int) -> None:
+    seen = watched()
+    figures = seen.figures()
+    assert figures is not None
+    lines = text(seen, width=width).splitlines()
+    for lane in figures.account.lanes:
+        row = next(line for line in lines if line.startswith(lane.lane))
+        bar = row[15:].split(" ")[0]
+        counts = {sign: bar.count(sign) for sign, _ in SIGNS.values()}
+        assert sum(counts.values()) == len(bar) == max(10, min(50, (width - 60) // 2))
+        percents = [int(part) for part in row[15 + len(bar) :].split("%")[0].split()]
+        assert sum(percents) == 100
+        for state, percent in zip(STATES, percents, strict=True):
+            assert percent == pytest.approx(100 * shares(lane.states)[state], abs=1)
+
+
+def test_whole_shares_are_the_nearest_that_sum() -> None:
+    assert whole_shares([1, 1, 1], 100) == [34, 33, 33]
+    assert whole_shares([0, 0], 7) == [0, 0]
+    assert whole_shares([0.996, 0.004], 100) == [100, 0]
+    draw = random.Random(1)
+    for _ in range(200):
+        parts = [draw.random() for _ in range(5)]
+        found = whole_shares(parts, 37)
+        assert sum(found) == 37
+        exact = [part * 37 / sum(parts) for part in parts]
+        assert all(abs(a - b) < 1 for a, b in zip(found, exact, strict=True))
+
+
+def test_sparklines_and_timelines() -> None:
+    assert sparkline([0, 1, 2, 3], 4) == "▁▃▆█"
+    assert sparkline([0, 0, 7, 7], 2) == "▁█"
+    assert sparkline([2, 2], 9) == "▁▁"
+    assert sparkline([], 5) == sparkline([1], 0) == ""
+    pieces = (Piece(0, 30, "executing"), Piece(30, 34, "overhead"), Piece(34, 80, "idle"))
+    assert timeline(pieces, 80, 8).plain == "███·····"
+    assert timeline(pieces, 160, 8).plain == "██··    "  # of 20 to 40, 10 are executing
+
+
+def test_every_lane_of_a_timeline_is_what_most_of_a_cell_is() -> None:
+    trace = jittered(3, random.Random(3))
+    told, times = outline(trace.plan), recording(trace)
+    for pieces in lane_pieces(told, times).values():
+        drawn = timeline(pieces, times.wall_ns, 5000).plain  # cells of about a microsecond
+        for state, ns in state_ns(pieces).items():
+            share = drawn.count(SIGNS[state][0]) / 5000
+            # Each of its pieces may win or lose a cell at each end.
+            count = sum(piece.state == state for piece in pieces)
+            assert share == pytest.approx(ns / times.wall_ns, abs=2 * count / 5000)
+
+
+def test_keys_change_the_look() -> None:
+    look = Look()
+    assert _after("x", look) == look
+    assert _after("p", _after("p", look)) == look
+    assert _after("p", look).is_paused
+    assert _after("h", look).shows_help
+    sorts = [look.sort]
+    for _ in range(3):
+        look = _after("s", look)
+        sorts.append(look.sort)
+    assert sorts == ["plan", "busiest", "waiting", "plan"]
+
+
+def test_sorting_puts_the_busiest_first() -> None:
+    seen = watched()
+    figures = seen.figures()
+    assert figures is not None
+    lanes = {lane.lane: lane for lane in figures.account.lanes}
+    lines = text(seen, Look("busiest")).splitlines()
+    shown = [line.split()[0] for line in lines if line.split(" ")[0] in lanes][: len(lanes)]
+    busy = [lanes[lane].states["executing"] for lane in shown]
+    assert busy == sorted(busy, reverse=True)
+    assert shown != list(lanes)
+
+
+def test_one_line_has_the_same_figures() -> None:
+    seen = watched()
+    figures = seen.figures()
+    assert figures is not None
+    line = one_line(seen, figures)
+    assert "\n" not in line
+    assert f"training step 5/9  loss 3.500  {figures.seconds * 1e3:.1f} ms" in line
+    assert f"predicted {figures.seconds / 1.5 * 1e3:.1f} ms (simulated, measured +50%)" in line
+    assert "moved 2.0 MB" in line

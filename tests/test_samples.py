@@ -1,0 +1,40 @@
+"""What is believed of repeated measurements."""
+
+import pytest
+
+from aieflow.profiles.samples import MOST, TRUSTED, Samples
+
+
+def test_one_interruption_moves_nothing() -> None:
+    """A sample 400 times too long, as a preempted kernel gives, must not count."""
+    quiet = Samples((190e-6, 191e-6, 189e-6, 192e-6, 188e-6) * 2)
+    spoilt = quiet.with_more((80e-3,))
+    assert spoilt.expected == pytest.approx(quiet.expected, rel=1e-12)
+    assert spoilt.median == pytest.approx(190e-6, rel=0.01)
+    assert spoilt.mad == pytest.approx(1e-6, rel=1e-9)
+
+
+def test_small_delays_count() -> None:
+    """Every fifth time 30 % longer: a sum of many such durations is 6 % longer, not 0 %."""
+    samples = Samples((1.0, 1.05, 0.95, 1.0, 1.3) * 4)
+    assert samples.median == 1.0
+    assert samples.expected == pytest.approx(1.06)
+
+
+def test_ten_samples_are_trusted() -> None:
+    assert not Samples((1.0,) * (TRUSTED - 1)).is_trusted
+    assert Samples((1.0,) * TRUSTED).is_trusted
+    assert TRUSTED == 10
+
+
+def test_the_latest_are_kept() -> None:
+    samples = Samples((1.0,) * MOST).with_more((2.0, 3.0))
+    assert samples.count == MOST
+    assert samples.values[-3:] == (1.0, 2.0, 3.0)
+    assert Samples((1.0,)).with_more((2.0,) * 5, most=3).values == (2.0,) * 3
+
+
+def test_a_difference_within_chance_is_none() -> None:
+    assert Samples((-1.0, 1.0, -2.0, 2.0, 0.1)).surely == 0.0
+    assert Samples((5.0, 5.1, 4.9, 5.0)).surely == 5.0
+    assert Samples((-5.0, -5.1, -4.9)).surely == -5.0

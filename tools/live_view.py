@@ -1,0 +1,360 @@
+"""Draws a run as it is now: lines of text for a terminal of any size, never wider nor more.
+
+Shares are drawn in whole cells and whole percents that sum to the whole (largest remainder), and
+each state has a sign of its own, so that colours may be absent.
+"""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from rich.text import Text
+
+from aieflow.runtime.account import LaneAccount
+from aieflow.runtime.lane_states import STATES, Piece, State, lane_pieces, shares
+from aieflow.runtime.outline import Outline, Recording
+from aieflow.tools.live_link import Watched
+from aieflow.tools.profile_report import Figures
+
+SIGNS: Mapping[State, tuple[str, str]] = {
+    "executing": ("█", "green"),
+    "waiting_for_data": ("▓", "yellow"),
+    "waiting_for_dependencies": ("▒", "magenta"),
+    "overhead": ("░", "red"),
+    "idle": ("·", "bright_black"),
+}
+CALLED: Mapping[State, str] = {
+    "executing": "executing",
+    "waiting_for_data": "waiting for data",
+    "waiting_for_dependencies": "for dependencies",
+    "overhead": "overhead",
+    "idle": "idle",
+}
+SPARKS = "▁▂▃▄▅▆▇█"
+NODE_ROWS = 12
+NO_SENSORS = "no sensor of power, temperature or clock is read"
+Sort = Literal["plan", "busiest", "waiting"]
+SORTS: tuple[Sort, ...] = ("plan", "busiest", "waiting")
+SORTED: Mapping[Sort, str] = {"plan": "", "busiest": "busiest first", "waiting": "waiting first"}
+KEYS = (
+    "q  leave; a run that was attached to goes on",
+    "p  pause the picture, and go on",
+    "s  sort lanes: as in the plan, the busiest first, those that wait first",
+    "h  this help, and back",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the keys have chosen."""
+
+    sort: Sort = "plan"
+    is_paused: bool = False
+    shows_help: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What the system says of the process that trains; None where it does not."""
+
+    cpu_percent: float | None = None  # 100 for each core
+    resident_nbytes: int | None = None
+
+
+def picture(watched: Watched, process: Process, look: Look, width: int, height: int) -> list[Text]:
+    """The lines of a screen: at most `height`, none wider than `width` cells."""
+    if look.shows_help:
+        lines = _help(watched, width)
+    else:
+        figures = watched.figures()
+        lines = _header(watched, figures, process, look, width)
+        if figures is None:
+            lines.append(_plain("waiting for the first training step that is recorded …"))
+        else:
+            lines += _body(watched, figures, look, width, height - len(lines))
+    lines = lines[:height]
+    for line in lines:
+        line.no_wrap = True
+        line.truncate(width)
+    return lines
+
+
+def whole_shares(parts: Sequence[float], total: int) -> list[int]:
+    """Whole numbers in the ratio of `parts` that sum to `total`, by the largest remainder.
+
+    >>> whole_shares([1, 1, 1], 100)
+    [34, 33, 33]
+    """
+    amount = sum(parts)
+    if amount <= 0:
+        return [0] * len(parts)
+    exact = [part * total / amount for part in parts]
+    whole = [int(each) for each in exact]
+    order = sorted(range(len(parts)), key=lambda i: (whole[i] - exact[i], i))
+    for index in order[: total - sum(whole)]:
+        whole[index] += 1
+    return whole
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The course of some numbers in so many cells, the last at the right.
+
+    >>> sparkline([0, 1, 2, 3], 4)
+    '▁▃▆█'
+    """
+    if not values or width < 1:
+        return ""
+    cells = min(width, len(values))
+    edges = [len(values) * cell // cells for cell in range(cells + 1)]
+    means = [sum(values[first:last]) / (last - first) for first, last in pairwise(edges)]
+    low, high = min(means), max(means)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(SPARKS[round((mean - low) * scale)] for mean in means)
+
+
+def timeline(pieces: Sequence[Piece], wall_ns: int, width: int) -> Text:
+    """A lane's time in `width` cells of `wall_ns` together; each shows what most of it is."""
+    cells: list[dict[State, int]] = [{} for _ in range(width)]
+    for piece in pieces:
+        first = piece.start_ns * width // wall_ns
+        last = min(width - 1, (piece.end_ns - 1) * width // wall_ns)
+        for cell in range(first, last + 1):
+            begin, end = cell * wall_ns // width, (cell + 1) * wall_ns // width
+            ns = min(end, piece.end_ns) - max(begin, piece.start_ns)
+            cells[cell][piece.state] = cells[cell].get(piece.state, 0) + ns
+    line = Text()
+    for sums in cells:
+        if sums:
+            filled = dict.fromkeys(STATES, 0) | sums
+            sign, colour = SIGNS[max(STATES, key=filled.__getitem__)]
+            line.append(sign, colour)
+        else:
+            line.append(" ")
+    return line
+
+
+def one_line(watched: Watched, figures: Figures) -> str:
+    """A run in one line of plain text, for where there is no terminal."""
+    predicted = "n/a"
+    if figures.predicted_s is not None and figures.error is not None:
+        predicted = f"{figures.predicted_s * 1e3:.1f} ms (simulated, measured {figures.error:+.0%})"
+    lanes = "  ".join(
+        f"{lane.lane} " + "/".join(map(str, _percents(lane))) for lane in figures.account.lanes
+    )
+    fields = [
+        f"training step {watched.training_step}/{watched.training_steps}",
+        f"loss {watched.losses[-1]:.3f}",
+        f"{figures.seconds * 1e3:.1f} ms",
+        f"{figures.tokens_per_s:,.0f} tokens/s",
+        f"predicted {predicted}",
+        f"overlap {figures.account.overlap:.0%}",
+        f"moved {_megabytes(figures.moved_nbytes)}",
+        f"{lanes} % (executing/data/dependencies/overhead/idle)",
+    ]
+    return "  ".join(fields)
+
+
+def _header(
+    watched: Watched, figures: Figures | None, process: Process, look: Look, width: int
+) -> list[Text]:
+    subject = watched.subject
+    states = [
+        "ended" if watched.has_ended else "paused" if look.is_paused else "",
+        SORTED[look.sort],
+    ]
+    first = Text("aieflow live ", "bold")
+    for state in filter(None, states):
+        first.append(f"[{state}] ", "bold yellow")
+    first.append(subject.model if subject else "…", "default")
+    first.append(f"  {watched.run.name}")
+    lines = [first]
+    if subject is None:
+        return lines
+    devices = "; ".join(f"{each.name}: {each.identity}" for each in subject.devices)
+    lines.append(_plain(f"{devices}; policy {subject.policy}"))
+    if subject.emulated:
+        names = ", ".join(subject.emulated)
+        lines.append(Text(f"emulated: {names}: these are the emulation's times", "yellow"))
+    loss = f"{watched.losses[-1]:.3f}" if watched.losses else "n/a"
+    fields = [f"step {watched.training_step}/{watched.training_steps}"]
+    if figures is not None:
+        fields += [
+            f"{figures.seconds * 1e3:,.1f} ms",
+            f"{figures.tokens_per_s:,.0f} tokens/s",
+            f"{figures.gflops_per_s:,.1f} GFLOP/s",
+        ]
+    fields.append(f"loss {loss} ")
+    line = _plain("  ".join(fields))
+    room = min(40, width - line.cell_len)
+    line.append(sparkline(list(watched.losses), room), "cyan")
+    lines.append(line)
+    if figures is not None:
+        lines.append(_plain(_expectations(figures)))
+        resident = process.resident_nbytes
+        used = "n/a" if resident is None else f"{resident / 1e6:,.0f} MB"
+        cores = "n/a" if process.cpu_percent is None else f"{process.cpu_percent:.0f} %"
+        has_copies = any(".copy" in lane.lane for lane in figures.account.lanes)
+        overlap = f"{figures.account.overlap:.0%}" if has_copies else "n/a"
+        lines.append(
+            _plain(
+                f"overlap {overlap}  moved {_megabytes(figures.moved_nbytes)}/step  memory {used} "
+                f"(tensors {subject.planned_nbytes / 1e6:,.0f} by plan)  cpu {cores}  J/step n/a"
+            )
+        )
+    return lines
+
+
+def _expectations(figures: Figures) -> str:
+    foretold = figures.subject.foretold
+    if foretold is None or figures.error is None:
+        return "predicted n/a  bound n/a (h says why)"
+    return (
+        f"predicted {foretold.seconds * 1e3:,.1f} ms (simulated, measured {figures.error:+.0%})  "
+        f"bound {foretold.bound_s * 1e3:,.1f} ms ({figures.bound_ratio:.2f}x)"
+    )
+
+
+def _body(watched: Watched, figures: Figures, look: Look, width: int, height: int) -> list[Text]:
+    """Lanes, then as much as there is room for: the last training step, nodes, events."""
+    lanes = _sorted(figures.account.lanes, look.sort)
+    legend = Text()
+    for state in STATES:
+        sign, colour = SIGNS[state]
+        legend.append(sign, colour)
+        legend.append(f" {CALLED[state]}  ")
+    lines = [Text(), legend]
+    lines += [_lane_line(watched, figures, lane, width) for lane in lanes]
+    room = height - len(lines)
+    gantt = _gantt(figures, watched.recordings[-1], lanes, width)
+    lines += gantt[:room] if room >= 3 else []
+    room = height - len(lines)
+    if room >= 3:
+        events = [Text(), Text("events", "bold"), *map(_plain, reversed(watched.events))]
+        if not watched.events:
+            events = []
+        kept = min(len(events), max(0, room - 3), 7)
+        nodes = _nodes(figures, width)
+        lines += nodes[: room - kept]
+        lines += events[:kept] if kept >= 3 else []
+    return lines
+
+
+def _lane_line(watched: Watched, figures: Figures, lane: LaneAccount, width: int) -> Text:
+    """`cpu.compute.0 ████▒░  81  0  9  6  4 %  3,120 steps/s  1.2 GB/s  q 45  matmul h.3.mlp`."""
+    line = _plain(f"{lane.lane:<14} ")
+    bar = max(10, min(50, (width - 60) // 2))
+    for state, cells in zip(STATES, whole_shares(_parts(lane), bar), strict=True):
+        sign, colour = SIGNS[state]
+        line.append(sign * cells, colour)
+    line.append(" " + " ".join(f"{percent:3d}" for percent in _percents(lane)) + " %")
+    wall_s = figures.account.wall_ns / 1e9
+    line.append(f" {lane.steps / wall_s:6,.0f}/s {lane.nbytes / wall_s / 1e9:5.1f} GB/s")
+    program = figures.subject.outline.lanes[lane.lane]
+    done = watched.done.get(lane.lane, 0)
+    left = len(program) - done
+    line.append(f" q {left:<4d}")
+    if 0 < left < len(program):
+        line.append(f" {figures.subject.outline.steps[program[done]].name}", "cyan")
+    return line
+
+
+def _gantt(
+    figures: Figures, last: Recording, lanes: Sequence[LaneAccount], width: int
+) -> list[Text]:
+    """The last recorded training step: for each lane what was planned above what was measured."""
+    subject = figures.subject
+    planned = None if subject.foretold is None else subject.foretold.recording
+    wall_ns = max(last.wall_ns, 0 if planned is None else planned.wall_ns, 1)
+    told = "; plan: simulated" if planned is not None else "; no plan to compare with (h says why)"
+    title = f"last recorded training step, {wall_ns / 1e6:,.1f} ms from left to right{told}"
+    lines = [Text(), Text(title, "bold")]
+    cells = max(1, width - 20)
+    rows: list[tuple[str, Mapping[str, tuple[Piece, ...]]]] = []
+    if planned is not None:
+        rows.append(("plan", _pieces(subject.outline, planned)))
+    rows.append(("run", _pieces(subject.outline, last)))
+    for lane in lanes:
+        called = lane.lane
+        for name, pieces in rows:
+            line = _plain(f"{called[:14]:<14} {name:<4} ")
+            line.append(timeline(pieces[lane.lane], wall_ns, cells))
+            lines.append(line)
+            called = ""
+    return lines
+
+
+def _pieces(outline: Outline, recording: Recording) -> dict[str, tuple[Piece, ...]]:
+    return lane_pieces(outline, recording)
+
+
+def _nodes(figures: Figures, width: int) -> list[Text]:
+    """The nodes that take most time, in as many columns as fit."""
+    seconds = figures.account.wall_ns / 1e9 / figures.account.runs
+    lines = [Text(), Text("most time", "bold")]
+    columns = max(1, width // 50)
+    shown = [
+        f"{s * 1e3:8.2f} ms {s / seconds:5.1%} {device} {name}"
+        for device, name, s in figures.account.nodes[: NODE_ROWS * columns]
+    ]
+    for first in range(0, len(shown), columns):
+        row = [f"{text[:48]:<50}" for text in shown[first : first + columns]]
+        lines.append(_plain("".join(row).rstrip()))
+    return lines
+
+
+def _help(watched: Watched, width: int) -> list[Text]:
+    lines = [Text("aieflow live", "bold"), Text(), *map(_plain, KEYS), Text()]
+    for state in STATES:
+        sign, colour = SIGNS[state]
+        line = Text(f"{sign} ", colour)
+        line.append(f"{CALLED[state]}: {EXPLAINED[state]}", "default")
+        lines.append(line)
+    texts = [
+        "q N on a lane: N steps of its program are left in this training step",
+        f"n/a: watts, joules, °C, clocks: {NO_SENSORS}",
+    ]
+    subject = watched.subject
+    if subject is not None and subject.foretold is None:
+        texts.append(f"n/a: predicted, bound, plan: {subject.reason}")
+    if subject is not None and not any(".copy" in lane for lane in subject.outline.lanes):
+        texts.append("n/a: overlap: no lane copies anything")
+    for text in texts:
+        lines += map(_plain, textwrap.wrap(text, max(20, width), subsequent_indent="     "))
+    return lines
+
+
+EXPLAINED: Mapping[State, str] = {
+    "executing": "a step runs, also one that moves or converts data",
+    "waiting_for_data": "the next step waits for a transfer, a conversion or a saved state",
+    "waiting_for_dependencies": "the next step waits for something that is computed",
+    "overhead": "the next step could begin, and has not",
+    "idle": "nothing is left for the lane in this training step",
+}
+
+
+def _sorted(lanes: Iterable[LaneAccount], sort: Sort) -> list[LaneAccount]:
+    keys = {
+        "plan": lambda lane: 0,
+        "busiest": lambda lane: -lane.states["executing"],
+        "waiting": lambda lane: -lane.waiting_ns,
+    }
+    return sorted(lanes, key=keys[sort])
+
+
+def _parts(lane: LaneAccount) -> list[float]:
+    return [lane.states[state] for state in STATES]
+
+
+def _percents(lane: LaneAccount) -> list[int]:
+    states = shares(lane.states)
+    return whole_shares([states[state] for state in STATES], 100)
+
+
+def _megabytes(nbytes: float) -> str:
+    return f"{nbytes / 1e6:,.1f} MB"
+
+
+def _plain(text: str) -> Text:
+    return Text(text, "default")
