@@ -19,6 +19,7 @@ from aieflow.tools.calibrate import calibrate
 from aieflow.tools.console import ERR, OUT
 from aieflow.tools.devices import devices
 from aieflow.tools.generate import generate
+from aieflow.tools.npu import npu
 from aieflow.tools.plan import plan
 from aieflow.tools.profile import profile
 from aieflow.tools.report import report
@@ -42,6 +43,7 @@ app.command("profile")(profile)
 app.command("report")(report)
 app.command("devices")(devices)
 app.command("bench")(bench)
+app.add_typer(npu, name="npu")
 
 
 def _print_version(wanted: bool) -> None:

@@ -6,7 +6,9 @@ one xclbin holds and how a product of any size flows through it, `program` what 
 stream says and `instructions` its words, `checker` refuses what breaks a limit. On the host,
 `packing` converts between row-major fp32 and the NPU's `layout`; `ops` are pack, multiply and
 unpack as ops of a graph, `kernels` how they run, `expansion` replaces a matmul by them, `catalogue`
-lists the kernels.
+lists the kernels. `iron_gemm` makes an IRON program of a design, `streaming` describes elementwise
+work and `iron_streaming` makes programs of that; `iron_release` and `iron_pin` hold the one release
+of mlir-aie they are written for.
 
 Nothing here was run on hardware.
 """
