@@ -73,7 +73,7 @@ Answer: TypeAlias = dict[str, Any]  # JSON
 
 def ask(python: Path, question: Mapping[str, object]) -> Answer:
     """The peers' answer; raises InputError where they cannot be asked."""
-    command = [str(python), str(Path(__file__).with_name("peer_schedulers.py"))]
+    command = [str(python), "-P", str(Path(__file__).with_name("peer_schedulers.py"))]
     try:
         done = subprocess.run(
             command, input=json.dumps(question), capture_output=True, text=True, check=True

@@ -46,7 +46,9 @@ class PeerProcess:
 
     def __init__(self, python: Path, script: str, arguments: Sequence[object]) -> None:
         self._python = python
-        command = [str(python), str(Path(__file__).with_name(script)), *map(str, arguments)]
+        # -P: else this folder comes first in the path, and its `profile` before Python's own
+        file = Path(__file__).with_name(script)
+        command = [str(python), "-P", str(file), *map(str, arguments)]
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
