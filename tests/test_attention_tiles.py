@@ -8,7 +8,7 @@ import pytest
 from aieflow.ops import attention
 from aieflow.ops.cpu import attention_tiles
 from aieflow.ops.cpu.attention_tiles import backward, backward_floats, forward, forward_floats
-from aieflow.ops.cpu.mask import stream_offset, threshold
+from aieflow.ops.cpu.mask import NOTHING_DROPPED, dropout
 from aieflow.ops.op import Array
 
 KEY = np.array([98765], np.uint64)
@@ -28,11 +28,7 @@ class Attention:
         self.attrs: dict[str, int | float] = {"heads": H}
         if rate:
             self.attrs |= {"rate": rate, "stream": 3}
-        self.dropout = (
-            (stream_offset(3), threshold(rate), 1 / (1 - rate))
-            if rate
-            else (np.uint64(0), np.uint64(0), 1.0)
-        )
+        self.dropped = dropout(self.attrs, KEY) if rate else NOTHING_DROPPED
         self.qkv, self.dout = floats(B, T, 3 * H * D), floats(B, T, H * D)
         self.out, self.lse = np.full_like(self.dout, np.nan), np.full((B, H, T), np.nan, np.float32)
         self.dqkv = np.full_like(self.qkv, np.nan)
@@ -44,11 +40,11 @@ class Attention:
         qkv, out, lse = self.qkv.reshape(-1), self.out.reshape(-1), self.lse.reshape(-1)
         for share in itertools.pairwise(ends):
             memory = np.full(forward_floats(T, D), np.nan, np.float32)
-            forward(qkv, out, lse, memory, KEY, self.sizes, share, *self.dropout)
+            forward(qkv, out, lse, memory, self.sizes, share, self.dropped)
         for share in itertools.pairwise(ends):
             memory = np.full(backward_floats(T, D), np.nan, np.float32)
             operands = (qkv, out, lse, self.dout.reshape(-1), self.dqkv.reshape(-1))
-            backward(operands, memory, KEY, self.sizes, share, *self.dropout)
+            backward(operands, memory, self.sizes, share, self.dropped)
 
     def expected(self) -> tuple[Array, Array, Array]:
         """What out, lse and dqkv should be, in float64."""

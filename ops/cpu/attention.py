@@ -20,7 +20,7 @@ from aieflow.ops import attention
 from aieflow.ops.cpu import attention_tiles, blas
 from aieflow.ops.cpu.compile import compiled
 from aieflow.ops.cpu.exponential import exponential
-from aieflow.ops.cpu.mask import is_kept, stream_offset, threshold
+from aieflow.ops.cpu.mask import NOTHING_DROPPED, Dropout, dropout, is_kept
 from aieflow.ops.cpu.operand import flat, floats
 from aieflow.ops.cpu.reduction import dot, exponentials, maximum
 from aieflow.ops.errors import DeviceError
@@ -34,7 +34,6 @@ FLOAT = 4  # bytes
 NONE: Set[int] = frozenset()
 Operands: TypeAlias = tuple[Set[int], Set[int]]  # positions of inputs, of outputs
 ZERO, ONE = np.float32(0), np.float32(1)
-NO_KEY = np.zeros(1, np.uint64)
 
 
 @compiled
@@ -45,9 +44,7 @@ def _attend(
     sizes: tuple[int, int, int],
     scores: Array,
     shares: Array,
-    base: np.uint64,
-    least: np.uint64,
-    keep_scale: float,
+    dropped: Dropout,
     first_index: int,
 ) -> None:
     """One head: `count` queries, the first of them at `before`, against all keys so far."""
@@ -61,7 +58,7 @@ def _attend(
     k_address = k.ctypes.data + FLOAT * k_start
     v_address = v.ctypes.data + FLOAT * v_start
     scores_address = scores.ctypes.data
-    kept_scale = np.float32(keep_scale)
+    base, least = dropped.key[0] + dropped.stream, dropped.least
     for i in range(0, count, BLOCK):
         rows = min(BLOCK, count - i)
         columns = before + i + rows
@@ -88,7 +85,7 @@ def _attend(
             top = maximum(row)
             exponential_sum = exponentials(row, top)
             lse[lse_start + i + r] = top + np.float32(math.log(np.float64(exponential_sum)))
-            shares[r] = kept_scale / exponential_sum
+            shares[r] = dropped.keep_scale / exponential_sum
             if least > 0:
                 index = first_index + (i + r) * total
                 for j in range(row.size):
@@ -125,17 +122,13 @@ def _forward(
     lse: Array,
     scores: Array,
     shares: Array,
-    key: Array,
     sizes: tuple[int, int, int],
     heads_share: tuple[int, int],
-    stream: np.uint64,
-    least: np.uint64,
-    keep_scale: float,
+    dropped: Dropout,
 ) -> None:
     # flat qkv (B, T, 3C), out (B, T, C), lse (B, H, T); T, H, D; heads first ... last of B*H
     T, H, D = sizes
     C = H * D
-    base = key[0] + stream
     for unit in range(heads_share[0], heads_share[1]):
         b, h = unit // H, unit % H
         start = b * T * 3 * C + h * D
@@ -146,9 +139,7 @@ def _forward(
             (0, T, D),
             scores,
             shares,
-            base,
-            least,
-            keep_scale,
+            dropped,
             unit * T * T,
         )
 
@@ -158,21 +149,17 @@ def _backward(
     operands: tuple[Array, Array, Array, Array, Array],
     scores: Array,
     dscores: Array,
-    key: Array,
     sizes: tuple[int, int, int],
     heads_share: tuple[int, int],
-    stream: np.uint64,
-    least: np.uint64,
-    keep_scale: float,
+    dropped: Dropout,
 ) -> None:
     # flat qkv (B, T, 3C), out (B, T, C), lse (B, H, T), dout (B, T, C), dqkv (B, T, 3C)
     qkv, out, lse, dout, dqkv = operands
     T, H, D = sizes
     C = H * D
     stride = 3 * C
-    base = key[0] + stream
+    base, least = dropped.key[0] + dropped.stream, dropped.least
     scale = ONE / np.sqrt(np.float32(D))
-    kept_scale = np.float32(keep_scale)
     s_address, ds_address = scores.ctypes.data, dscores.ctypes.data
     for unit in range(heads_share[0], heads_share[1]):
         b, h = unit // H, unit % H
@@ -201,7 +188,7 @@ def _backward(
                     index = (unit * T + i + r) * T
                     for j in range(seen):
                         p = exponential(row[j] - log_sum)
-                        kept = kept_scale if is_kept(base, index + j, least) else ZERO
+                        kept = dropped.keep_scale if is_kept(base, index + j, least) else ZERO
                         row[j] = p * kept
                         drow[j] = p * (drow[j] * kept - along) * scale
                 else:
@@ -233,6 +220,7 @@ def _cached(
     shares: Array,
     sizes: tuple[int, int, int, int],
     heads_share: tuple[int, int],
+    dropped: Dropout,
 ) -> None:
     # flat qkv (B, n, 3C), keys, values (B, Tmax, C), out (B, n, C), lse (n,); n, Tmax, H, D
     n, longest, H, D = sizes
@@ -253,9 +241,7 @@ def _cached(
             (before, n, D),
             scores,
             shares,
-            np.uint64(0),
-            np.uint64(0),
-            1.0,
+            dropped,
             0,
         )
 
@@ -283,34 +269,27 @@ def _sizes(call: Call) -> tuple[int, int, int]:
     return T, H, three_c // (3 * H)
 
 
-def _dropout(call: Call, at_key: int) -> tuple[Array, np.uint64, np.uint64, float]:
-    rate = float(call.attrs.get("rate", 0))
-    if not rate:
-        return NO_KEY, np.uint64(0), np.uint64(0), 1.0
-    stream = stream_offset(int(call.attrs["stream"]))
-    return call.inputs[at_key], stream, threshold(rate), 1 / (1 - rate)
+def _dropout(call: Call, at_key: int) -> Dropout:
+    return dropout(call.attrs, call.inputs[at_key]) if call.attrs.get("rate") else NOTHING_DROPPED
 
 
 def _bind_forward(call: Call) -> Callable[[], None]:
     blas.load()
     qkv, out, lse = flat(call.inputs[0]), flat(call.outputs[0]), flat(call.outputs[1])
     T, H, D = _sizes(call)
-    key, stream, least, keep_scale = _dropout(call, 1)
-    sizes, heads_share = (T, H, D), _heads_share(call)
+    sizes, heads_share, dropped = (T, H, D), _heads_share(call), _dropout(call, 1)
     if attention_tiles.is_by_tiles(T, D):
         memory = floats(call.workspace, attention_tiles.forward_floats(T, D))
 
         def run_tiles() -> None:
-            attention_tiles.forward(
-                qkv, out, lse, memory, key, sizes, heads_share, stream, least, keep_scale
-            )
+            attention_tiles.forward(qkv, out, lse, memory, sizes, heads_share, dropped)
 
         return run_tiles
     shares = floats(call.workspace, BLOCK)
     scores = floats(call.workspace, BLOCK * (T + 1))[BLOCK:]
 
     def run() -> None:
-        _forward(qkv, out, lse, scores, shares, key, sizes, heads_share, stream, least, keep_scale)
+        _forward(qkv, out, lse, scores, shares, sizes, heads_share, dropped)
 
     return run
 
@@ -341,22 +320,19 @@ def _bind_backward(call: Call) -> Callable[[], None]:
     qkv, out, lse, dout = (flat(operand) for operand in call.inputs[:4])
     operands = (qkv, out, lse, dout, flat(call.outputs[0]))
     T, H, D = _sizes(call)
-    key, stream, least, keep_scale = _dropout(call, 4)
-    sizes, heads_share = (T, H, D), _heads_share(call)
+    sizes, heads_share, dropped = (T, H, D), _heads_share(call), _dropout(call, 4)
     if attention_tiles.is_by_tiles(T, D):
         memory = floats(call.workspace, attention_tiles.backward_floats(T, D))
 
         def run_tiles() -> None:
-            attention_tiles.backward(
-                operands, memory, key, sizes, heads_share, stream, least, keep_scale
-            )
+            attention_tiles.backward(operands, memory, sizes, heads_share, dropped)
 
         return run_tiles
     scores = floats(call.workspace, BLOCK * T)
     dscores = floats(call.workspace, 2 * BLOCK * T)[BLOCK * T :]
 
     def run() -> None:
-        _backward(operands, scores, dscores, key, sizes, heads_share, stream, least, keep_scale)
+        _backward(operands, scores, dscores, sizes, heads_share, dropped)
 
     return run
 
@@ -385,7 +361,7 @@ def _bind_cached(call: Call) -> Callable[[], None]:
     longest = call.inputs[1].shape[1]
     workspace = floats(call.workspace, _cached_floats(n, longest))
     shares, scores, lse = np.split(workspace, [BLOCK, BLOCK * (longest + 1)])
-    sizes, heads_share = (n, longest, H, D), _heads_share(call)
+    sizes, share = (n, longest, H, D), _heads_share(call)
 
     def run() -> None:
         if not 0 <= position[0] <= longest - n:
@@ -393,7 +369,9 @@ def _bind_cached(call: Call) -> Callable[[], None]:
                 f"attention_cached: {n} tokens at position {position[0]} do not fit into a cache "
                 f"of {longest}"
             )
-        _cached(qkv, keys, values, position, out, lse, scores, shares, sizes, heads_share)
+        _cached(
+            qkv, keys, values, position, out, lse, scores, shares, sizes, share, NOTHING_DROPPED
+        )
 
     return run
 

@@ -15,15 +15,15 @@ import numpy as np
 
 from aieflow.ops.cpu.compile import compiled, compiled_maximum
 from aieflow.ops.cpu.exponential import exponential
-from aieflow.ops.cpu.mask import is_kept
+from aieflow.ops.cpu.mask import Dropout, is_kept
 from aieflow.ops.cpu.reduction import dot
 from aieflow.ops.cpu.vector import (
-    BLOCK_COLUMNS,
-    BLOCK_ROWS,
     FLOAT,
     LANES,
+    OPEN_COLUMNS,
+    OPEN_ROWS,
     has_wide_registers,
-    multiply_block,
+    multiply_open_tile,
     transpose_block,
 )
 from aieflow.ops.op import Array
@@ -40,7 +40,7 @@ def is_by_tiles(T: int, D: int) -> bool:
 
 def are_whole(T: int, D: int) -> bool:
     """Whether T positions and heads of width D are whole blocks and tiles."""
-    return T % QUERIES == 0 and D % BLOCK_COLUMNS == 0
+    return T % QUERIES == 0 and D % OPEN_COLUMNS == 0
 
 
 def forward_floats(T: int, D: int) -> int:
@@ -80,24 +80,19 @@ def forward(
     out: Array,
     lse: Array,
     memory: Array,
-    key: Array,
     sizes: tuple[int, int, int],
     heads_share: tuple[int, int],
-    stream: np.uint64,
-    least: np.uint64,
-    keep_scale: float,
+    dropped: Dropout,
 ) -> None:
     """Attend for heads first ... last of B H; memory: `forward_floats` float32.
 
-    All tensors are flat: qkv (B, T, 3C), out (B, T, C), lse (B, H, T); sizes are T, H, D. With
-    `least` above 0 weights are dropped, the others multiplied by `keep_scale` (see `mask`).
+    All tensors are flat: qkv (B, T, 3C), out (B, T, C), lse (B, H, T); sizes are T, H, D.
     """
     T, H, D = sizes
     C = H * D
     stride = 3 * C
-    base = key[0] + stream
+    base, least = dropped.key[0] + dropped.stream, dropped.least
     scale = ONE / np.sqrt(np.float32(D))
-    kept_scale = np.float32(keep_scale)
     keys = memory[: D * T]  # (D, T)
     values = memory[D * T : 2 * D * T].reshape(T, D)
     first = 2 * D * T
@@ -118,9 +113,9 @@ def forward(
             _transpose(head + FLOAT * i * stride, stride, QUERIES, D, at_queries, QUERIES)
             for j in range(queries.size):
                 queries[j] *= scale
-            for left in range(0, QUERIES, BLOCK_COLUMNS):
-                for row in range(0, i + left + BLOCK_COLUMNS, BLOCK_ROWS):
-                    multiply_block(
+            for left in range(0, QUERIES, OPEN_COLUMNS):
+                for row in range(0, i + left + OPEN_COLUMNS, OPEN_ROWS):
+                    multiply_open_tile(
                         *(D, at_keys + FLOAT * row, T, at_queries + FLOAT * left, QUERIES),
                         *(at_scores + FLOAT * (row * QUERIES + left), QUERIES, 0),
                     )
@@ -128,18 +123,18 @@ def forward(
             place = unit * T + i
             for j in range(QUERIES):
                 lse[place + j] = tops[j] + np.float32(math.log(np.float64(sums[j])))
-                sums[j] = kept_scale / sums[j]
+                sums[j] = dropped.keep_scale / sums[j]
             if least > 0:
                 for row in range(i + QUERIES):
                     for j in range(max(0, row - i), QUERIES):
                         if not is_kept(base, (place + j) * T + row, least):
                             scores[row, j] = ZERO
             target = b * T * C + i * C + h * D
-            for row in range(0, QUERIES, BLOCK_ROWS):
+            for row in range(0, QUERIES, OPEN_ROWS):
                 at_out = out.ctypes.data + FLOAT * (target + row * C)
-                for left in range(0, D, BLOCK_COLUMNS):
-                    multiply_block(
-                        *(i + row + BLOCK_ROWS, at_scores + FLOAT * row, QUERIES),
+                for left in range(0, D, OPEN_COLUMNS):
+                    multiply_open_tile(
+                        *(i + row + OPEN_ROWS, at_scores + FLOAT * row, QUERIES),
                         *(at_values + FLOAT * left, D, at_out + FLOAT * left, C, 0),
                     )
             for j in range(QUERIES):
@@ -197,12 +192,9 @@ def _add_rows(scores: Array, sums: Array) -> None:
 def backward(
     operands: tuple[Array, Array, Array, Array, Array],
     memory: Array,
-    key: Array,
     sizes: tuple[int, int, int],
     heads_share: tuple[int, int],
-    stream: np.uint64,
-    least: np.uint64,
-    keep_scale: float,
+    dropped: Dropout,
 ) -> None:
     """The gradient of `forward`; memory: `backward_floats` float32.
 
@@ -213,9 +205,8 @@ def backward(
     T, H, D = sizes
     C = H * D
     stride = 3 * C
-    base = key[0] + stream
+    base, least = dropped.key[0] + dropped.stream, dropped.least
     scale = ONE / np.sqrt(np.float32(D))
-    kept_scale = np.float32(keep_scale)
     at_keys = memory.ctypes.data  # (D, T)
     at_values = at_keys + FLOAT * D * T  # (D, T)
     first = 2 * D * T
@@ -254,16 +245,16 @@ def backward(
             _transpose(grads.ctypes.data, D, QUERIES, D, at_grads_across, QUERIES)
             for j in range(queries_across.size):
                 queries_across[j] *= scale
-            for row in range(0, QUERIES, BLOCK_ROWS):
+            for row in range(0, QUERIES, OPEN_ROWS):
                 at_query = queries_across.ctypes.data + FLOAT * row
                 at_grad = at_grads_across + FLOAT * row
-                for left in range(0, i + row + BLOCK_ROWS, BLOCK_COLUMNS):
+                for left in range(0, i + row + OPEN_ROWS, OPEN_COLUMNS):
                     place = FLOAT * (row * T + left)
-                    multiply_block(
+                    multiply_open_tile(
                         *(D, at_query, QUERIES, at_keys + FLOAT * left, T),
                         *(at_scores + place, T, 0),
                     )
-                    multiply_block(
+                    multiply_open_tile(
                         *(D, at_grad, QUERIES, at_values + FLOAT * left, T),
                         *(at_dscores + place, T, 0),
                     )
@@ -276,7 +267,7 @@ def backward(
                 for r in range(QUERIES):
                     index = (place + r) * T
                     for j in range(i + r + 1):
-                        kept = kept_scale if is_kept(base, index + j, least) else ZERO
+                        kept = dropped.keep_scale if is_kept(base, index + j, least) else ZERO
                         dscores[r, j] = scores[r, j] * (dscores[r, j] * kept - alongs[r]) * scale
                         scores[r, j] *= kept
             else:
@@ -284,24 +275,24 @@ def backward(
             _forget_unseen(scores, i)
             _forget_unseen(dscores, i)
             _transpose(at_dscores, T, QUERIES, n, at_across, QUERIES)
-            for row in range(0, n, BLOCK_ROWS):
+            for row in range(0, n, OPEN_ROWS):
                 skipped = max(0, row - i)  # queries before the first of these keys
                 place = FLOAT * (skipped * T + row)
-                for left in range(0, D, BLOCK_COLUMNS):
+                for left in range(0, D, OPEN_COLUMNS):
                     at = FLOAT * (skipped * D + left)
                     target = FLOAT * (row * stride + left)
-                    multiply_block(
+                    multiply_open_tile(
                         *(QUERIES - skipped, at_scores + place, T, grads.ctypes.data + at, D),
                         *(dhead_values + target, stride, is_added),
                     )
-                    multiply_block(
+                    multiply_open_tile(
                         *(QUERIES - skipped, at_dscores + place, T, queries.ctypes.data + at, D),
                         *(dhead_keys + target, stride, is_added),
                     )
-            for row in range(0, QUERIES, BLOCK_ROWS):
-                for left in range(0, D, BLOCK_COLUMNS):
-                    multiply_block(
-                        *(i + row + BLOCK_ROWS, at_across + FLOAT * row, QUERIES),
+            for row in range(0, QUERIES, OPEN_ROWS):
+                for left in range(0, D, OPEN_COLUMNS):
+                    multiply_open_tile(
+                        *(i + row + OPEN_ROWS, at_across + FLOAT * row, QUERIES),
                         *(keys.ctypes.data + FLOAT * left, D),
                         *(dhead + FLOAT * ((i + row) * stride + left), stride, 0),
                     )

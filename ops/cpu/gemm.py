@@ -49,10 +49,8 @@ def pack_rows(
     base, step = a.ctypes.data, a.shape[1]
     target = packed.ctypes.data
     panels = -(-rows // TILE_ROWS)
-    done = 0  # panels that are whole
-    steps = 0  # of each of them
     if is_transposed:
-        done, steps = rows // TILE_ROWS, inner
+        done, steps = rows // TILE_ROWS, inner  # panels that are whole; of each, steps along K
         for q in range(done):
             source = base + FLOAT * (start * step + first + q * TILE_ROWS)
             for k in range(inner):

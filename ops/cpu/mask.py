@@ -1,9 +1,12 @@
 """The bits of `ops.random`, one element at a time, for compiled code."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from aieflow.ops import random
 from aieflow.ops.cpu.compile import compiled
+from aieflow.ops.op import Array, Attrs
 
 INDEX_STEP = np.uint64(random.INDEX_STEP)
 MIX_1 = np.uint64(random.MIX_1)
@@ -12,14 +15,24 @@ SHIFT_1, SHIFT_2, SHIFT_3 = np.uint64(30), np.uint64(27), np.uint64(31)
 UNUSED_BITS = np.uint64(64 - random.KEPT_BITS)
 
 
-def stream_offset(stream: int) -> np.uint64:
-    """What a stream adds to the key."""
-    return np.uint64(stream * random.STREAM_STEP % 2**64)
+class Dropout(NamedTuple):
+    """Which elements a node drops, and what the others are multiplied by."""
+
+    key: Array  # (1,) uint64, of the run
+    stream: np.uint64  # what the node adds to the key
+    least: np.uint64  # the count below which `is_kept` says no; 0 drops nothing
+    keep_scale: np.float32
 
 
-def threshold(rate: float) -> np.uint64:
-    """The count below which `is_kept` says no."""
-    return np.uint64(random.drop_threshold(rate))
+NOTHING_DROPPED = Dropout(np.zeros(1, np.uint64), np.uint64(0), np.uint64(0), np.float32(1))
+
+
+def dropout(attrs: Attrs, key: Array) -> Dropout:
+    """What a node with the attributes `rate` and `stream` drops under a key."""
+    rate = float(attrs["rate"])
+    stream = np.uint64(int(attrs["stream"]) * random.STREAM_STEP % 2**64)
+    least = np.uint64(random.drop_threshold(rate))
+    return Dropout(key, stream, least, np.float32(1 / (1 - rate)))
 
 
 @compiled

@@ -11,7 +11,7 @@ import numpy as np
 from aieflow.ops import pointwise
 from aieflow.ops.cpu.compile import compiled
 from aieflow.ops.cpu.exponential import exponential
-from aieflow.ops.cpu.mask import is_kept, stream_offset, threshold
+from aieflow.ops.cpu.mask import Dropout, dropout, is_kept
 from aieflow.ops.cpu.operand import (
     NO_FLOATS,
     floats,
@@ -113,16 +113,13 @@ def _dropout(
     addend: Array,
     out: Array,
     tile: Array,
-    key: Array,
-    stream: np.uint64,
-    least: np.uint64,
-    scale: float,
+    dropped: Dropout,
     start: int,
     mode: int,
 ) -> None:
     # mode 0: no addend, 1: addend, 2: out is the addend
-    base = key[0] + stream
-    factor = np.float32(scale)
+    base = dropped.key[0] + dropped.stream
+    factor, least = dropped.keep_scale, dropped.least
     for first in range(0, x.size, TILE):
         last = min(first + TILE, x.size)
         row, target = x[first:last], out[first:last]
@@ -146,12 +143,10 @@ def _bind_dropout(call: Call) -> Callable[[], None]:
     first, (x, out) = _shares(call, (call.inputs[0], call.outputs[0]))
     addend = _shares(call, call.inputs[2:])[1][0] if has_addend else NO_FLOATS
     mode = 0 if not has_addend else 2 if is_same(addend, out) else 1
-    tile, key = floats(call.workspace, TILE), call.inputs[1]
-    rate = float(call.attrs["rate"])
-    stream, least, scale = stream_offset(int(call.attrs["stream"])), threshold(rate), 1 / (1 - rate)
+    tile, dropped = floats(call.workspace, TILE), dropout(call.attrs, call.inputs[1])
 
     def run() -> None:
-        _dropout(x, addend, out, tile, key, stream, least, scale, first, mode)
+        _dropout(x, addend, out, tile, dropped, first, mode)
 
     return run
 

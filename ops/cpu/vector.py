@@ -19,9 +19,9 @@ LANES = 16  # floats in a vector
 TILE_ROWS = 8  # of a tile of the product that is kept in registers
 TILE_VECTORS = 3  # in each of its rows: 24 of 32 registers, one for A and three for B beside them
 TILE_COLUMNS = LANES * TILE_VECTORS
-BLOCK_ROWS = 8  # of a smaller one, whose operands need no packing
-BLOCK_VECTORS = 2
-BLOCK_COLUMNS = LANES * BLOCK_VECTORS
+OPEN_ROWS = 8  # of an open tile: a smaller one, whose operands lie unpacked
+OPEN_VECTORS = 2
+OPEN_COLUMNS = LANES * OPEN_VECTORS
 UNROLLED = 4  # steps along K in one turn of the tile's loop
 FLOAT = 4  # bytes
 LINE = 64  # bytes of a cache line
@@ -251,7 +251,7 @@ def _write_multiply_tile(builder: Builder, *arguments: Value) -> None:
 
 
 @_intrinsic
-def multiply_block(
+def multiply_open_tile(
     context: Value,
     K: Value,
     a: Value,
@@ -262,17 +262,17 @@ def multiply_block(
     ldc: Value,
     is_added: Value,
 ) -> object:
-    """C = A B, or C += A B, for BLOCK_ROWS x BLOCK_COLUMNS, where A and B lie unpacked.
+    """C = A B, or C += A B, for OPEN_ROWS x OPEN_COLUMNS, where A and B lie unpacked.
 
-    a holds BLOCK_ROWS floats at each step along K, b BLOCK_COLUMNS of them; steps and ldc count
+    a holds OPEN_ROWS floats at each step along K, b OPEN_COLUMNS of them; steps and ldc count
     floats. K is a positive multiple of UNROLLED.
     """
-    return _instructions(_write_multiply_block, 8)
+    return _instructions(_write_multiply_open_tile, 8)
 
 
-def _write_multiply_block(builder: Builder, *arguments: Value) -> None:
+def _write_multiply_open_tile(builder: Builder, *arguments: Value) -> None:
     K, a, a_step, b, b_step, c, ldc, is_added = arguments
-    shape = BLOCK_ROWS, BLOCK_VECTORS
+    shape = OPEN_ROWS, OPEN_VECTORS
     totals = _product(builder, shape, K, (a, b), (a_step, b_step), lambda k: None)
     with builder.if_else(builder.icmp_signed("!=", is_added, _number(0))) as (added, alone):
         with added:
