@@ -5,16 +5,15 @@ the same account as the run itself.
 """
 
 import statistics
-from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aieflow.runtime.lane_states import STATES, State, lane_pieces, state_ns
 from aieflow.runtime.outline import Outline, Recording
+from aieflow.runtime.trace import overlapped
 
 WAITING: tuple[State, ...] = ("waiting_for_data", "waiting_for_dependencies")
-Intervals = list[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def account(
 ) -> Account:
     """The account of one run or more; `foretold_s` is what a model says of each step."""
     lanes = {lane: _Lane() for lane in outline.lanes}
-    hidden, copied = 0, 0
+    hidden, copied = 0.0, 0.0
     for each in recordings:
         for lane, pieces in lane_pieces(outline, each).items():
             lanes[lane].add(state_ns(pieces))
@@ -174,35 +173,14 @@ def _nodes(outline: Outline, recordings: Sequence[Recording]) -> tuple[tuple[str
     return tuple(sorted(found, key=lambda row: (-row[2], row[0], row[1])))
 
 
-def _overlapped(outline: Outline, recording: Recording) -> tuple[int, int]:
+def _overlapped(outline: Outline, recording: Recording) -> tuple[float, float]:
     """Nanoseconds of the copy lanes that ran under compute, and all of them."""
-    copies: Intervals = []
-    computing: Intervals = []
+    copies: list[tuple[int, int]] = []
+    computing: list[tuple[int, int]] = []
     spans = zip(outline.steps, recording.starts_ns, recording.ends_ns, strict=True)
     for step, start, end in spans:
         (copies if ".copy" in step.lane else computing).append((start, end))
-    if not copies:
-        return 0, 0
-    busy = _union(computing)
-    starts = [start for start, _ in busy]
-    hidden = 0
-    for start, end in copies:
-        for first, last in busy[max(0, bisect_right(starts, start) - 1) :]:
-            if first >= end:
-                break
-            hidden += max(0, min(end, last) - max(start, first))
-    return hidden, sum(end - start for start, end in copies)
-
-
-def _union(intervals: Iterable[tuple[int, int]]) -> Intervals:
-    """Disjoint intervals that cover the same, in order."""
-    merged: Intervals = []
-    for start, end in sorted(intervals):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return merged
+    return overlapped(copies, computing)
 
 
 def _largest_first(sums: Mapping[str, int]) -> dict[str, int]:

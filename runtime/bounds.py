@@ -3,8 +3,7 @@
 A bound holds for every assignment of the graph's nodes to devices that have a kernel for them, for
 every order, and however nodes are divided over a device's lanes. It is of the graph as it stands:
 one that is lowered with other shards is another graph. What a plan could do without is left out.
-`runtime.needs` says what a node needs at least on a
-device: span_s, lane_s, host_s and forms.
+`runtime.needs` says what a node needs at least on a device: span_s, lane_s, host_s and forms.
 
 - Call the *end* of a node the end of its first part to end. Each part of a reader reads something
   that some part of the node wrote, so it begins after that end; hence end(reader) >= end(node) +

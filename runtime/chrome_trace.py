@@ -42,7 +42,8 @@ def read_chrome(path: Path) -> Timeline:
         runs = tuple(Run(**run) for run in document["otherData"]["runs"])
         events = document["traceEvents"]
         names = [event["args"]["name"] for event in events if event["name"] == "thread_name"]
-        slices = [_slice(event, runs, names) for event in events if event["ph"] == "X"]
+        place = {run.number: number for number, run in enumerate(runs)}
+        slices = [_slice(event, place, names) for event in events if event["ph"] == "X"]
     except (OSError, EOFError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -52,13 +53,13 @@ def read_chrome(path: Path) -> Timeline:
     return Timeline(runs, tuple(names), tuple(slices), ())
 
 
-def _slice(event: dict[str, Any], runs: tuple[Run, ...], names: list[str]) -> Slice:
+def _slice(event: dict[str, Any], place: Mapping[int, int], names: list[str]) -> Slice:
     shown = event["args"]
     part, parts = map(int, shown["part"].split(" of "))
     inputs, outputs = (tuple(filter(None, shown[key].split("; "))) for key in ("inputs", "outputs"))
     predicted_us = shown.get("predicted_us")
     return Slice(
-        run=[run.number for run in runs].index(shown["training_step"]),
+        run=place[shown["training_step"]],
         step=shown["step"],
         lane=names[event["tid"]],
         name=event["name"],

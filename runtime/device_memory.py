@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from aieflow.devices.base import Device
 from aieflow.ops.errors import PlanError
 from aieflow.runtime.plan import Plan
+from aieflow.runtime.schedule import device_of
 
 
 def require_memory(devices: Sequence[Device], nbytes: int, plan: Plan, *others: Plan) -> None:
@@ -13,7 +14,7 @@ def require_memory(devices: Sequence[Device], nbytes: int, plan: Plan, *others: 
     `nbytes` is what the host, the first of the devices, needs; `others` are opened beside `plan`
     on the same states.
     """
-    used = {lane.partition(".")[0] for lane in plan.lanes}
+    used = {device_of(lane) for lane in plan.lanes}
     for position, device in enumerate(devices):
         needed = nbytes
         if position and device.is_separate:

@@ -30,8 +30,7 @@ def laid_out(
     With `divided` False, undivided nodes on one lane of a device. Raises PlanError for an op
     without a kernel.
     """
-    kernels = _kernels(devices)
-    expansion = expand(graph, homes, kernels)
+    expansion = expand(graph, homes, _kernels(devices))
     return expansion, _lanes(expansion, devices, policy, divided)
 
 
@@ -53,17 +52,17 @@ def compiled(
     the order.
     """
     kernels, reach = _kernels(devices), reaches(devices)
-    expansion, schedule = laid_out(graph, homes, devices, policy, divided)
+    expansion = expand(graph, homes, kernels)
     if starts is not None:
-        separate = separate_values(expansion.graph, schedule.placements, reach)
+        placements = _lanes(expansion, devices, policy, divided).placements
+        separate = separate_values(expansion.graph, placements, reach)
         order = ordered(expansion.graph, starts, separate, slots)
         places = tuple(expansion.homes[index] for index in order)
         expansion = Expansion(reordered(expansion.graph, order), places, expansion.derived)
-        schedule = _lanes(expansion, devices, policy, divided)
     else:
         host_lanes = len(next(iter(devices.values())).lanes) if divided else 1
         expansion = look_ahead(expansion, kernels, reach, host_lanes, slots)
-        schedule = _lanes(expansion, devices, policy, divided)
+    schedule = _lanes(expansion, devices, policy, divided)
     used = set(expansion.homes)
 
     def plan(roomy: bool) -> Plan:

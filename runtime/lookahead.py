@@ -23,6 +23,8 @@ from aieflow.ops.kernel import HostKernel, Kernels
 from aieflow.profiles.cost import TYPICAL_CORE, RooflineCost
 from aieflow.runtime.expansion import Expansion
 from aieflow.runtime.memory import rings
+from aieflow.runtime.ordering import reordered
+from aieflow.runtime.precedence import predecessors
 from aieflow.runtime.transfer import HOST, Reach
 
 # Of an NPU's array: GEMM in bf16, operands once, dispatch.
@@ -49,28 +51,20 @@ def look_ahead(
     }
     if not remote or any(node.op.name in converters for node in remote):
         return expansion
-    before = _predecessors(graph, homes, separate, slots)
+    before = _with_turns(graph, homes, separate, slots)
     if any(earlier >= index for index, each in enumerate(before) for earlier in each):
         return expansion
     run = _ForetoldRun(graph, homes, before, reach, host_lanes)
     order = run.order()
-    ordered = replace(graph, nodes=tuple(graph.nodes[index] for index in order))
-    ordered.check()
-    return replace(expansion, graph=ordered, homes=tuple(homes[index] for index in order))
+    places = tuple(homes[index] for index in order)
+    return replace(expansion, graph=reordered(graph, order), homes=places)
 
 
-def _predecessors(
+def _with_turns(
     graph: Graph, homes: Sequence[str], separate: set[str], slots: int
 ) -> list[set[int]]:
-    """For each node those whose values it reads, and those that read what it overwrites."""
-    before = [
-        {graph.producer[value] for value in node.inputs if value in graph.producer}
-        for node in graph.nodes
-    ]
-    for index, node in enumerate(graph.nodes):
-        for position in node.op.updates.values():
-            before[index].update(_readers(graph, node.inputs[position]))
-        before[index].discard(index)
+    """For each node those that stand before it, those that must free its slots among them."""
+    before = [set(each) for each in predecessors(graph)]
     apart = {
         value: home
         for node, home in zip(graph.nodes, homes, strict=True)

@@ -14,6 +14,7 @@ from heapq import heapify, heappop, heappush
 
 from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph, Value
+from aieflow.runtime.precedence import predecessors
 
 
 def ordered(
@@ -57,18 +58,6 @@ def reordered(graph: Graph, order: Sequence[int]) -> Graph:
     result = Graph(graph.name, graph.feeds, graph.states, nodes, graph.results)
     result.check()
     return result
-
-
-def predecessors(graph: Graph) -> tuple[tuple[int, ...], ...]:
-    """For each node those that stand before it: what it reads of, readers of what it overwrites."""
-    producer, consumers = graph.producer, graph.consumers
-    found: list[tuple[int, ...]] = []
-    for index, node in enumerate(graph.nodes):
-        before = {producer[value] for value in node.inputs if value in producer}
-        for position in node.op.updates.values():
-            before.update(consumers[node.inputs[position]])
-        found.append(tuple(sorted(before - {index})))
-    return tuple(found)
 
 
 def _turns(

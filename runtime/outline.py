@@ -12,7 +12,7 @@ from itertools import pairwise
 from aieflow.runtime.gap import cause_of
 from aieflow.runtime.plan import Plan, Step
 from aieflow.runtime.schedule import device_of
-from aieflow.runtime.trace import Trace
+from aieflow.runtime.trace import Trace, nanoseconds
 
 COMPUTING = "nodes of "  # how what a lane waits for begins where it is no transfer or conversion
 
@@ -97,10 +97,6 @@ def outline(plan: Plan, conversions: Collection[str] = ()) -> Outline:
 def recording(trace: Trace) -> Recording:
     """When the steps of a traced or simulated run ran, to the nearest nanosecond."""
     spans = sorted(trace.spans, key=lambda span: span.step)
-    starts = tuple(_ns(span.start_s) for span in spans)
-    ends = tuple(_ns(span.end_s) for span in spans)
-    return Recording(max(_ns(trace.seconds), max(ends, default=0)), starts, ends)
-
-
-def _ns(seconds: float) -> int:
-    return round(seconds * 1e9)
+    starts = tuple(nanoseconds(span.start_s) for span in spans)
+    ends = tuple(nanoseconds(span.end_s) for span in spans)
+    return Recording(max(nanoseconds(trace.seconds), max(ends, default=0)), starts, ends)

@@ -24,8 +24,8 @@ class Placement:
     """What decides where nodes run: a policy, ops placed by hand, slots for streamed operands.
 
     `cost` is what policies of `COSTED` weigh, for the sake of `objective`; `effort` is how much
-    `best` may look at, `choices` keeps what
-    they decided, `decided` holds what was decided for graphs already, by name.
+    `best` may look at, `choices` keeps what they decided, `decided` holds what was decided for
+    graphs already, by name.
     """
 
     policy: str = "cpu"

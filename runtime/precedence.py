@@ -26,15 +26,9 @@ class Precedence:
         self._queue = [number[name] for name in names]
         self._place: list[int] = []  # of each node in its queue, from 1
         self.clocks: Clocks = np.zeros((len(names), len(number)), np.int64)  # before each node
-        producer, consumers = graph.producer, graph.consumers
         last: dict[int, int] = {}  # queue -> its last node so far
-        for index, node in enumerate(graph.nodes):
-            before = {producer[value] for value in node.inputs if value in producer}
-            for position in node.op.updates.values():
-                before.update(consumers[node.inputs[position]])
-            queue = self._queue[index]
-            before.add(last.get(queue, index))
-            before.discard(index)
+        for index, (queue, others) in enumerate(zip(self._queue, predecessors(graph), strict=True)):
+            before = {*others, last[queue]} if queue in last else others
             clock = self.clocks[index]
             for other in before:
                 np.maximum(clock, self.clocks[other], out=clock)
@@ -53,3 +47,15 @@ class Precedence:
     def is_before(self, earlier: int, later: int) -> bool:
         """Whether one node is certainly over before another begins."""
         return bool(self.clocks[later, self._queue[earlier]] >= self._place[earlier])
+
+
+def predecessors(graph: Graph) -> tuple[tuple[int, ...], ...]:
+    """For each node those that stand before it: what it reads of, readers of what it overwrites."""
+    producer, consumers = graph.producer, graph.consumers
+    found: list[tuple[int, ...]] = []
+    for index, node in enumerate(graph.nodes):
+        before = {producer[value] for value in node.inputs if value in producer}
+        for position in node.op.updates.values():
+            before.update(consumers[node.inputs[position]])
+        found.append(tuple(sorted(before - {index})))
+    return tuple(found)

@@ -148,11 +148,6 @@ class Replanner:
         return self._observed.foretold_s
 
     @property
-    def is_planning(self) -> bool:
-        """True from a drift until its answer is taken."""
-        return self._drift is not None
-
-    @property
     def wants_trace(self) -> bool:
         """True if the next run should be traced."""
         if self._drift is not None:
@@ -234,7 +229,7 @@ class Replanner:
                 )
                 return
         if drift is not None:
-            than = "foretold" if drift.is_from_prediction else "before"
+            than = "foretold (simulated)" if drift.is_from_prediction else "before"
             said = f"a run takes {drift.measured_s:.4g} s, {drift.expected_s:.4g} s {than}"
             self._observe(_Drifted(said, drift.measured_s, drift.measured_s / drift.expected_s))
 

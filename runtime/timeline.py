@@ -19,7 +19,7 @@ from aieflow.ops.kernel import Kernels
 from aieflow.runtime.plan import Plan, Step
 from aieflow.runtime.schedule import device_of
 from aieflow.runtime.step_cost import StepCost, StepWork
-from aieflow.runtime.trace import Trace
+from aieflow.runtime.trace import Trace, nanoseconds
 
 MEMORY = "memory"  # an arrow that carries no value: bytes are used anew
 NO_KERNELS: Kernels = {}
@@ -146,11 +146,6 @@ def timeline(
         slices += _slices(place, start_s, each.trace, predictions[id(plan)], kernels)
         arrows += _arrows(plan, place_of)
     return Timeline(tuple(runs), tuple(lanes), tuple(slices), tuple(arrows))
-
-
-def nanoseconds(seconds: float) -> int:
-    """Seconds as whole nanoseconds."""
-    return round(seconds * 1e9)
 
 
 def works_of(plan: Plan, cost: StepCost | None) -> tuple[StepWork, ...] | None:

@@ -22,7 +22,8 @@ from aieflow.runtime.memory import ARENA
 from aieflow.runtime.plan import Plan
 from aieflow.runtime.schedule import device_of
 from aieflow.runtime.step_cost import StepCost
-from aieflow.runtime.timeline import Counter, Recorded, Timeline, nanoseconds, works_of
+from aieflow.runtime.timeline import Counter, Recorded, Timeline, works_of
+from aieflow.runtime.trace import nanoseconds
 from aieflow.runtime.transfer import HOST
 
 Samples = list[tuple[int, float]]

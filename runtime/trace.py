@@ -6,6 +6,7 @@ Spans are recorded as nanoseconds in lists that exist before the run, and given 
 
 import math
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from aieflow.runtime.plan import Plan
@@ -47,21 +48,11 @@ class Trace:
 
         1 where nothing had to be copied.
         """
-        copies = [span for span in self.spans if ".copy" in span.lane]
-        total = sum(span.end_s - span.start_s for span in copies)
-        if not total:
-            return 1.0
-        busy = _union(
-            [(span.start_s, span.end_s) for span in self.spans if ".copy" not in span.lane]
+        hidden, total = overlapped(
+            [(span.start_s, span.end_s) for span in self.spans if ".copy" in span.lane],
+            [(span.start_s, span.end_s) for span in self.spans if ".copy" not in span.lane],
         )
-        hidden = 0.0
-        for span in copies:
-            first = max(0, bisect_right(busy, (span.start_s, math.inf)) - 1)
-            for start, end in busy[first:]:
-                if start >= span.end_s:
-                    break
-                hidden += max(0.0, min(end, span.end_s) - max(start, span.start_s))
-        return hidden / total
+        return hidden / total if total else 1.0
 
     def seconds_by_op(self) -> dict[str, float]:
         """Lane seconds of each op and kind of transfer, largest first."""
@@ -72,7 +63,37 @@ class Trace:
         return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
-def _union(intervals: list[tuple[float, float]]) -> list[tuple[float, float]]:
+def nanoseconds(seconds: float) -> int:
+    """Seconds as whole nanoseconds, the nearest."""
+    return round(seconds * 1e9)
+
+
+def overlapped(
+    intervals: Iterable[tuple[float, float]], cover: Iterable[tuple[float, float]]
+) -> tuple[float, float]:
+    """How much of some intervals lies under a cover, and all of them, in the unit of their times.
+
+    Each interval counts, also where it overlaps another; a moment is covered once or not. Exact for
+    integers.
+
+    >>> overlapped([(0, 4), (2, 6)], [(3, 5), (4, 7)])
+    (4, 8)
+    """
+    busy = _union(cover)
+    hidden: float = 0
+    total: float = 0
+    for start, end in intervals:
+        total += end - start
+        first = max(0, bisect_right(busy, (start, math.inf)) - 1)
+        for place in range(first, len(busy)):
+            begin, until = busy[place]
+            if begin >= end:
+                break
+            hidden += max(0, min(end, until) - max(start, begin))
+    return hidden, total
+
+
+def _union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     """Disjoint intervals that cover the same, in order."""
     merged: list[tuple[float, float]] = []
     for start, end in sorted(intervals):

@@ -5,7 +5,7 @@ seconds are those of its lanes together; `median_s` is of one slice.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import TypeVar
@@ -105,13 +105,9 @@ def _amounts(trace: Timeline, key: Callable[[Slice], Key]) -> Mapping[Key, Amoun
         groups[key(each)].append(each.duration_ns / 1e9)
     runs = len(trace.runs)
     return {
-        name: Amount(len(seconds) / runs, median(seconds), _sum(seconds) / runs)
+        name: Amount(len(seconds) / runs, median(seconds), sum(seconds) / runs)
         for name, seconds in groups.items()
     }
-
-
-def _sum(seconds: Iterable[float]) -> float:
-    return float(sum(seconds))
 
 
 def _walls_s(trace: Timeline) -> float:

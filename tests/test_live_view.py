@@ -207,3 +207,8 @@ def test_one_line_has_the_same_figures() -> None:
     assert f"training step 5/9  loss 3.500  {figures.seconds * 1e3:.1f} ms" in line
     assert f"predicted {figures.seconds / 1.5 * 1e3:.1f} ms (simulated, measured +50%)" in line
     assert "moved 2.0 MB" in line
+    assert "emulated" not in line
+    emulated = watched(is_emulated=True)
+    figures = emulated.figures()
+    assert figures is not None
+    assert "emulated: far" in one_line(emulated, figures)

@@ -179,7 +179,7 @@ def test_a_prediction_that_misses_from_the_start_is_mended() -> None:
     answers, _ = followed(machine, truth, 40, nothing)
     ((index, answer),) = answers
     assert (index, answer.outcome) == (RULE.settling + TOLD, "swapped")
-    assert " s foretold: " in answer.reason
+    assert " s foretold (simulated): " in answer.reason
 
 
 def test_where_all_is_slower_the_plan_is_kept_and_no_storm_follows() -> None:

@@ -13,7 +13,6 @@ is hidden is the share of all syncs, packs and unpacks during which the NPU comp
 
 import statistics
 import tempfile
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from aieflow.runtime.binding import allocate_states
 from aieflow.runtime.executor import Executor
 from aieflow.runtime.placement import Placement, place_on
 from aieflow.runtime.schedule import device_of
-from aieflow.runtime.trace import Trace
+from aieflow.runtime.trace import Trace, overlapped
 from aieflow.tools.emulation import emulated_xrt, open_emulated_npu
 
 SLOTS = (1, 2, 3)
@@ -59,13 +58,13 @@ class OverlapRow:
     emulated_seconds: float  # wall
     emulated_seconds_min: float
     emulated_seconds_max: float
-    compute_s: float  # of the lane npu.compute: commands, emulated
-    in_s: float  # of the lane npu.copy.in: syncs, emulated
-    out_s: float  # of the lane npu.copy.out: syncs, emulated
+    emulated_compute_s: float  # of the lane npu.compute: commands
+    emulated_in_s: float  # of the lane npu.copy.in: syncs
+    emulated_out_s: float  # of the lane npu.copy.out: syncs
     host_s: float  # of the CPU's busiest lane: packs and unpacks
     host_lanes: int
-    ideal_s: float  # the longest of the four
-    over_ideal: float  # seconds / ideal
+    emulated_ideal_s: float  # the longest of the four
+    over_ideal: float  # emulated_seconds / emulated_ideal_s
     hidden: float  # share of syncs, packs and unpacks that ran while the NPU computed
 
 
@@ -148,12 +147,12 @@ def _row(
         statistics.median(seconds),
         min(seconds),
         max(seconds),
-        compute_s=median(lambda trace: trace.busy_seconds(NPU)),
-        in_s=median(lambda trace: trace.busy_seconds("npu.copy.in")),
-        out_s=median(lambda trace: trace.busy_seconds("npu.copy.out")),
+        emulated_compute_s=median(lambda trace: trace.busy_seconds(NPU)),
+        emulated_in_s=median(lambda trace: trace.busy_seconds("npu.copy.in")),
+        emulated_out_s=median(lambda trace: trace.busy_seconds("npu.copy.out")),
         host_s=median(lambda trace: max(map(trace.busy_seconds, _host_lanes(trace)))),
         host_lanes=len(_host_lanes(traces[0])),
-        ideal_s=median(ideal_seconds),
+        emulated_ideal_s=median(ideal_seconds),
         over_ideal=median(lambda trace: trace.seconds / ideal_seconds(trace)),
         hidden=median(hidden_share),
     )
@@ -166,15 +165,10 @@ def ideal_seconds(trace: Trace) -> float:
 
 def hidden_share(trace: Trace) -> float:
     """The share of all other lanes' seconds during which the NPU computes; 1 of nothing."""
-    computing = sorted((s.start_s, s.end_s) for s in trace.spans if s.lane == NPU)
-    starts = [start for start, _ in computing]  # one lane: intervals do not overlap
-    hidden = total = 0.0
-    for span in trace.spans:
-        if span.lane != NPU:
-            total += span.end_s - span.start_s
-            first = max(0, bisect_right(starts, span.start_s) - 1)
-            for start, end in computing[first : bisect_left(starts, span.end_s)]:
-                hidden += max(0.0, min(end, span.end_s) - max(start, span.start_s))
+    hidden, total = overlapped(
+        [(span.start_s, span.end_s) for span in trace.spans if span.lane != NPU],
+        [(span.start_s, span.end_s) for span in trace.spans if span.lane == NPU],
+    )
     return hidden / total if total else 1.0
 
 
@@ -183,15 +177,16 @@ def _host_lanes(trace: Trace) -> list[str]:
 
 
 def overlap_table(rows: list[OverlapRow]) -> Table:
-    """The rows as a table for people."""
+    """The rows as a table for people, of 80 columns; `--json` has the lanes for syncs, too."""
     table = Table(
         box=None,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
         title="ms; NPU emulated and paced; packs and unpacks are this computer's",
         title_justify="left",
     )
-    headings = ("preset B x T", "NPU rate", "slots", "ms", "min - max", "compute", "in", "out")
-    for heading in (*headings, "CPU", "ideal", "over ideal", "hidden"):
+    headings = ("preset B x T", "NPU", "slots", "ms", "min - max", "compute", "CPU", "ideal")
+    for heading in (*headings, "over", "hidden"):
         table.add_column(heading, justify="left" if "B x T" in heading else "right", no_wrap=True)
     for row in rows:
         table.add_row(
@@ -202,7 +197,7 @@ def overlap_table(rows: list[OverlapRow]) -> Table:
             f"{row.emulated_seconds_min * 1e3:.1f} - {row.emulated_seconds_max * 1e3:.1f}",
             *(
                 f"{each * 1e3:.1f}"
-                for each in (row.compute_s, row.in_s, row.out_s, row.host_s, row.ideal_s)
+                for each in (row.emulated_compute_s, row.host_s, row.emulated_ideal_s)
             ),
             f"{row.over_ideal:.2f}",
             f"{row.hidden:.0%}",

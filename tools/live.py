@@ -30,7 +30,7 @@ from rich.live import Live
 from aieflow.ops.errors import InputError, ProfileError
 from aieflow.tools.console import ERR, OUT
 from aieflow.tools.live_feed import SOCKET
-from aieflow.tools.live_link import LiveLink, run_folder_of
+from aieflow.tools.live_link import LiveLink
 from aieflow.tools.live_view import SORTS, Look, Process, one_line, picture
 from aieflow.tools.machine_options import Settings
 from aieflow.tools.profile_report import figures_report
@@ -52,11 +52,6 @@ class Show:
 
     once: bool
     as_json: bool
-
-
-def target_run(target: str) -> Path:
-    """The folder of the run to attach to; raises InputError where there is none."""
-    return run_folder_of(target)
 
 
 @contextmanager

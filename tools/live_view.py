@@ -14,7 +14,7 @@ from rich.text import Text
 
 from aieflow.runtime.account import LaneAccount
 from aieflow.runtime.lane_states import STATES, Piece, State, lane_pieces, shares
-from aieflow.runtime.outline import Outline, Recording
+from aieflow.runtime.outline import Recording
 from aieflow.tools.live_link import Watched
 from aieflow.tools.profile_report import Figures
 
@@ -152,6 +152,7 @@ def one_line(watched: Watched, figures: Figures) -> str:
         f"overlap {figures.account.overlap:.0%}",
         f"moved {_megabytes(figures.moved_nbytes)}",
         f"{lanes} % (executing/data/dependencies/overhead/idle)",
+        *(f"emulated: {name}" for name in figures.subject.emulated),
     ]
     return "  ".join(fields)
 
@@ -273,8 +274,8 @@ def _gantt(
     cells = max(1, width - 20)
     rows: list[tuple[str, Mapping[str, tuple[Piece, ...]]]] = []
     if planned is not None:
-        rows.append(("plan", _pieces(subject.outline, planned)))
-    rows.append(("run", _pieces(subject.outline, last)))
+        rows.append(("plan", lane_pieces(subject.outline, planned)))
+    rows.append(("run", lane_pieces(subject.outline, last)))
     for lane in lanes:
         called = lane.lane
         for name, pieces in rows:
@@ -283,10 +284,6 @@ def _gantt(
             lines.append(line)
             called = ""
     return lines
-
-
-def _pieces(outline: Outline, recording: Recording) -> dict[str, tuple[Piece, ...]]:
-    return lane_pieces(outline, recording)
 
 
 def _nodes(figures: Figures, width: int) -> list[Text]:

@@ -23,7 +23,8 @@ from aieflow.runtime.gap import gap
 from aieflow.runtime.what_if import what_if
 from aieflow.tools.console import ERR, OUT
 from aieflow.tools.device_rates import measure_device_rates
-from aieflow.tools.live import Show, attached, mini_run, shown, target_run
+from aieflow.tools.live import Show, attached, mini_run, shown
+from aieflow.tools.live_link import run_folder_of
 from aieflow.tools.machine_options import Settings, settings_among
 from aieflow.tools.machines import machine_of, opened_machine
 from aieflow.tools.model_options import MODEL
@@ -95,7 +96,7 @@ def profile(
         raise InputError(f"profile {' '.join(words)}: {more[0]} is too much: give one of them")
     if live and target != MODEL:
         _require_nothing(given, f"--live {target} shows a run as it is")
-        with attached(target_run(target)) as link:
+        with attached(run_folder_of(target)) as link:
             shown(link, Show(once, as_json))
         return
     if target != MODEL:

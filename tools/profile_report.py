@@ -10,6 +10,7 @@ from aieflow.devices.cpu import Rates
 from aieflow.runtime.account import WAITING, Account, LaneAccount, WorkAccount
 from aieflow.runtime.gap import Gap
 from aieflow.runtime.lane_states import shares
+from aieflow.runtime.schedule import device_of
 from aieflow.runtime.what_if import Gain, WhatIf
 from aieflow.tools.profile_subject import Subject
 
@@ -83,7 +84,7 @@ def _lane_report(figures: Figures, lane: LaneAccount) -> dict[str, object]:
     wall_s = figures.account.wall_ns / 1e9
     return {
         "name": lane.lane,
-        "device": lane.lane.partition(".")[0],
+        "device": device_of(lane.lane),
         "executor": figures.subject.device_of(lane.lane),
         "states": shares(lane.states),
         "steps_per_s": lane.steps / wall_s,
@@ -235,7 +236,7 @@ def _lane_group(lane: str) -> str:
     >>> _lane_group("cpu.compute.1"), _lane_group("npu.copy.in")
     ('cpu', 'npu.copy.in')
     """
-    return lane if ".copy" in lane else lane.partition(".")[0]
+    return lane if ".copy" in lane else device_of(lane)
 
 
 def _most(sums: Sequence[Mapping[str, int]]) -> tuple[str, int]:

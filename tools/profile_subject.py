@@ -14,6 +14,7 @@ from aieflow.ops.npu.kernels import CONVERSIONS
 from aieflow.runtime.bounds import bound
 from aieflow.runtime.needs import needs
 from aieflow.runtime.outline import Outline, OutlinedStep, Recording, outline, recording
+from aieflow.runtime.schedule import device_of
 from aieflow.runtime.simulate import simulate
 from aieflow.runtime.step_cost import MachineStepCost
 from aieflow.tools.computer_profile import measured_cost
@@ -59,9 +60,8 @@ class Subject:
 
     def device_of(self, lane: str) -> str:
         """What a lane's device is; that of the host for what copies states."""
-        name = lane.partition(".")[0]
         known = {device.name: device.identity for device in self.devices}
-        return known.get(name, self.devices[0].identity)
+        return known.get(device_of(lane), self.devices[0].identity)
 
 
 def subject_of(trainer: Trainer) -> Subject:

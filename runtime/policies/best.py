@@ -2,10 +2,10 @@
 
 Candidates are the trivial plans (all on one device as far as it can), HEFT, PEFT, dmda and a
 balance of loads, for each way in which the graph can be lowered (its batch in 1, 2 or 4 shards), in
-several orders of the nodes. Quick estimates rank them;
-the best ones are improved by a local search; of the most promising, plans are compiled and
-simulated, and the best of those is taken. A trivial plan is left out of that only if what it takes
-at least (its busiest lanes, its longest path) is worse than the best plan found: so none is better.
+several orders of the nodes. Quick estimates rank them; the best ones are improved by a local
+search; of the most promising, plans are compiled and simulated, and the best of those is taken. A
+trivial plan is left out of that only if what it takes at least (its busiest lanes, its longest
+path) is worse than the best plan found: so none is better.
 
 The effort is a number of nodes to look at, not of seconds: the same inputs give the same plan.
 """
@@ -288,15 +288,14 @@ class _Search:
 def trivial(tasks: Tasks) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """For each device a policy's name and an assignment: all that it can do there, else the first.
 
-    On a CPU, an iGPU and an NPU they are the fixed rules of those names.
+    The name is that of the first of the fixed `RULES` that uses the device, where one does.
     """
-    named = {"npu": "gemm-on-npu"}
     found: list[tuple[str, tuple[int, ...]]] = []
     for device, name in enumerate(tasks.devices):
         able = (tasks.able(node) for node in range(tasks.count))
         homes = tuple(device if device in each else each[0] for each in able)
-        rule = named.get(name, name)
-        found.append((rule if rule in RULES else f"all on {name}", homes))
+        rules = (policy for policy, rule in RULES.items() if name in rule.values())
+        found.append((next(rules, f"all on {name}"), homes))
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ seconds over pairs of devices for what is passed on; insertion fills gaps. Here 
 than one resource, transfers have lanes of their own, and a value is moved once for all its readers.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from aieflow.runtime.policies.booking import Bookings, Decision, move_s, span_s
 from aieflow.runtime.policies.estimate import predecessors
@@ -34,46 +34,56 @@ def priced_heft(tasks: Tasks, prices: Sequence[Sequence[float]]) -> Decision:
     return bookings.decision()
 
 
-def upward_ranks(
-    tasks: Tasks, summary: Callable[[Iterable[float]], float] | None = None
-) -> tuple[float, ...]:
-    """The upward rank of each node; `summary` of the seconds on its devices, by default the mean.
+def upward_ranks(tasks: Tasks) -> tuple[float, ...]:
+    """The upward rank of each node, in seconds, with means over devices and pairs of them.
 
     A node that follows another without reading of it comes after it by rank, too.
     """
-    summarise = summary or _mean
-    moves = mean_moves(tasks)
-    writer = {value: node for node, values in enumerate(tasks.outputs) for value in values}
-    ranks = [0.0] * tasks.count
-    before = predecessors(tasks)
-    for node in reversed(range(tasks.count)):
-        own = summarise([span_s(tasks.pieces[node][device]) for device in tasks.able(node)])
-        ranks[node] += own  # the longest way behind it is there already
-        passed = {writer[value]: 0.0 for value in tasks.inputs[node] if value in writer}
-        for value in tasks.inputs[node]:
-            if value in writer:
-                passed[writer[value]] = max(passed[writer[value]], moves[value])
-        for other in before[node]:
-            ranks[other] = max(ranks[other], ranks[node] + passed.get(other, 0.0))
-    return tuple(ranks)
+    own_s = [
+        _mean([span_s(tasks.pieces[node][device]) for device in tasks.able(node)])
+        for node in range(tasks.count)
+    ]
+    return _ranks(tasks, own_s, mean_passed(tasks))
 
 
 def assigned_ranks(tasks: Tasks, homes: Sequence[int]) -> tuple[float, ...]:
-    """The upward rank of each node where it is known which device each of them has."""
-    writer = {value: node for node, values in enumerate(tasks.outputs) for value in values}
+    """The upward rank of each node, in seconds, where it is known which device each of them has."""
+    own_s = [span_s(row[home]) for row, home in zip(tasks.pieces, homes, strict=True)]
+    passed = _passed(tasks, lambda value, a, b: move_s(tasks, value, homes[a], homes[b]))
+    return _ranks(tasks, own_s, passed)
+
+
+def _ranks(
+    tasks: Tasks, own_s: Sequence[float], passed: Sequence[Mapping[int, float]]
+) -> tuple[float, ...]:
+    """The longest way from the start of each node to the end."""
     ranks = [0.0] * tasks.count
     before = predecessors(tasks)
     for node in reversed(range(tasks.count)):
-        ranks[node] += span_s(tasks.pieces[node][homes[node]])
+        ranks[node] += own_s[node]  # the longest way behind it is there already
+        for other in before[node]:
+            ranks[other] = max(ranks[other], ranks[node] + passed[node].get(other, 0.0))
+    return tuple(ranks)
+
+
+def mean_passed(tasks: Tasks) -> list[dict[int, float]]:
+    """For each node those that it reads of, and mean seconds for the largest of what is passed."""
+    moves = mean_moves(tasks)
+    return _passed(tasks, lambda value, a, b: moves[value])
+
+
+def _passed(tasks: Tasks, seconds: Callable[[int, int, int], float]) -> list[dict[int, float]]:
+    """For each node those that it reads of, and the most `seconds` (value, writer, reader)."""
+    writer = {value: node for node, values in enumerate(tasks.outputs) for value in values}
+    found: list[dict[int, float]] = []
+    for node, values in enumerate(tasks.inputs):
         passed: dict[int, float] = {}
-        for value in tasks.inputs[node]:
+        for value in values:
             if value in writer:
                 other = writer[value]
-                seconds = move_s(tasks, value, homes[other], homes[node])
-                passed[other] = max(passed.get(other, 0.0), seconds)
-        for other in before[node]:
-            ranks[other] = max(ranks[other], ranks[node] + passed.get(other, 0.0))
-    return tuple(ranks)
+                passed[other] = max(passed.get(other, 0.0), seconds(value, other, node))
+        found.append(passed)
+    return found
 
 
 def mean_moves(tasks: Tasks) -> tuple[float, ...]:

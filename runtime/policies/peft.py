@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 
 from aieflow.runtime.policies.booking import Bookings, Decision, span_s
 from aieflow.runtime.policies.estimate import predecessors
-from aieflow.runtime.policies.heft import mean_moves
+from aieflow.runtime.policies.heft import mean_passed
 from aieflow.runtime.policies.tasks import Tasks
 
 
@@ -46,22 +46,16 @@ def optimistic_costs(tasks: Tasks) -> tuple[tuple[float, ...], ...]:
     """The optimistic cost of each node on each device, whether it can do the node or not."""
     count = len(tasks.devices)
     devices = range(count)
-    moves = mean_moves(tasks)
-    writer = {value: node for node, values in enumerate(tasks.outputs) for value in values}
+    passed = mean_passed(tasks)
     table = [[0.0] * count for _ in range(tasks.count)]
     before = predecessors(tasks)
     for node in reversed(range(tasks.count)):
-        passed: dict[int, float] = {}
-        for value in tasks.inputs[node]:
-            if value in writer:
-                other = writer[value]
-                passed[other] = max(passed.get(other, 0.0), moves[value])
         behind = [
             table[node][device] + span_s(tasks.pieces[node][device]) for device in devices
         ]  # infinite where the device cannot do it
         least = min(behind)
         for other in before[node]:
-            row, move = table[other], passed.get(other, 0.0)
+            row, move = table[other], passed[node].get(other, 0.0)
             for device in devices:
                 row[device] = max(row[device], min(behind[device], least + move))
     return tuple(tuple(row) for row in table)
