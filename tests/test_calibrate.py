@@ -9,8 +9,10 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import Command
 
@@ -19,6 +21,9 @@ from aieflow.devices.cpu import CpuDevice
 from aieflow.devices.fake_remote import FakeRemoteDevice
 from aieflow.devices.surroundings import Finding
 from aieflow.gpt2.config import ModelConfig
+from aieflow.gpt2.generate import Generator
+from aieflow.gpt2.lower import decoding, evaluation, inference
+from aieflow.gpt2.params import initial_parameters
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.trainer import training_graph
 from aieflow.ops.errors import ProfileError
@@ -35,6 +40,7 @@ from aieflow.tools.calibration_links import measure_slowdown
 from aieflow.tools.calibration_visit import visit
 from aieflow.tools.check_prediction import Outcome, Pairs, ordered, report, trials
 from aieflow.tools.computer_profile import fingerprints, measured_step_cost, profile_file
+from aieflow.tools.machines import MachineAsked, opened_machine
 
 TINY = tuple(
     Case(
@@ -209,6 +215,55 @@ def test_the_grid_spans_the_presets() -> None:
     assert unseen == set()
 
 
+def test_the_grid_has_every_op_that_programs_run() -> None:
+    config = replace(TINY[0].config, dropout=0.1, batch_size=4)
+    model = config.model
+    graphs = [
+        *(training_graph(replace(config, shards=count)) for count in (1, 2, 4)),
+        training_graph(replace(config, grad_accumulation=2, dropout=0.0)),
+        evaluation(model, 2, 16),
+        inference(model, 1, 16),
+        decoding(model, 1, 1),
+    ]
+    run = {node.op.name for graph in graphs for node in graph.nodes}
+    for quick in (True, False):
+        assert run <= {node.op.name for case in cases(quick) for node in case.graph.nodes}
+
+
+def test_what_was_calibrated_suffices_to_decode_and_to_be_foretold(
+    aieflow: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    config = TINY[0].config
+    asked = ("calibrate", "--devices", "cpu", "--lanes", 1, "--quick")
+    prompt = np.arange(5, dtype=np.int32)
+
+    def decode(policy: str) -> list[int]:
+        parameters = dict(initial_parameters(config.model, 1))
+        with (
+            opened_machine(MachineAsked("cpu", policy=policy, lanes=1)) as machine,
+            Generator(config.model, parameters, machine) as generator,
+        ):
+            return generator.greedy(prompt, 4)
+
+    assert aieflow(*asked).code == 0
+    with pytest.raises(ProfileError, match="no calibration of attention_cached on cpu"):
+        decode("best")
+    passes = Case("decoding", replace(config, seq_len=4), "decoding")
+    monkeypatch.setattr(calibration, "cases", lambda quick: (*TINY, passes))
+    assert aieflow(*asked, "--op", "attention_cached").code == 0
+    assert decode("best") == decode("cpu")
+
+    sizes = ("--layers", 1, "--heads", 2, "--channels", 16, "--vocab-size", 64, "--seq-len", 16)
+    result = aieflow("plan", "gpt2", *sizes, "--batch-size", 2, "--lanes", 1, "--bound", "--json")
+    foretold = json.loads(result.out)
+    assert foretold["simulated"] is True
+    assert foretold["machine"].startswith("this computer")
+    assert foretold["seconds"] > 0
+    assert foretold["bound_seconds"] > 0
+    assert foretold["joules"] is None  # no meter is read
+
+
 def test_the_command_measures_shows_and_draws(
     aieflow: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,6 +320,7 @@ def test_the_command_measures_shows_and_draws(
         (("--check", "--show"), "--check measures nothing new"),
         (("--show", "--quick"), "--show measures nothing"),
         (("--op", "gulu"), "did you mean gelu?"),
+        (("--devices", "cpu", "--op", "add"), "--op add: no graph that calibration runs has it"),
         (("--plot", "x.png"), "must end with .svg"),
         (("--device", "gpu"), "there are cpu, igpu, npu"),
         (("--devices", "cpu,gpu"), "--devices gpu"),

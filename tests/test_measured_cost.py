@@ -20,12 +20,13 @@ from aieflow.profiles.measured_cost import MeasuredCost
 from aieflow.profiles.overhead import Overheads, gap_kind
 from aieflow.profiles.samples import TRUSTED
 from aieflow.profiles.work import work_of
+from aieflow.runtime.observed import works_in
 from aieflow.runtime.placement import Placement, place_on
 from aieflow.runtime.plan import Plan
 from aieflow.runtime.schedule import device_of
 from aieflow.runtime.simulate import simulate
 from aieflow.runtime.step_cost import MachineStepCost, StepWork
-from aieflow.tools.calibration_visit import Seen, note_trace, works_in
+from aieflow.tools.calibration_visit import Seen, note_trace
 
 CPU, IGPU = described_cpu(2, 1 << 34), described_igpu(1, 1 << 34)
 DEVICES = {"cpu": CPU, "igpu": IGPU}

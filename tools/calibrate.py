@@ -192,6 +192,8 @@ def _measure(
     saver = _Saver(file, profile)
     with ERR.status("planning training steps"):
         jobs = jobs_for(opened, device, quick)
+    if op is not None and not any(work.op == op for job in jobs for work in job.works.values()):
+        raise InputError(f"--op {op}: no graph that calibration runs has it: leave it out")
     with _shown() as shown:
 
         def report(now: MeasuredProfile, done: Done) -> None:

@@ -17,11 +17,12 @@ from aieflow.profiles.measured import MeasuredProfile
 from aieflow.profiles.samples import TRUSTED
 from aieflow.profiles.work import Work
 from aieflow.runtime.machine import Machine
+from aieflow.runtime.observed import works_in
 from aieflow.runtime.placement import Placement
 from aieflow.runtime.plan import Plan
 from aieflow.tools.calibration_grid import Case, cases
 from aieflow.tools.calibration_links import measure_links, measure_slowdown
-from aieflow.tools.calibration_visit import Pool, Seen, visit, works_in
+from aieflow.tools.calibration_visit import Pool, Seen, visit
 
 QUICK_RUNS, FULL_RUNS = 5, 5  # noted runs of a visit
 QUICK_SAMPLES, FULL_SAMPLES = TRUSTED, 2 * TRUSTED  # of every work

@@ -3,13 +3,15 @@
 Works of a real training step are as cold, and as disturbed by the other lanes, as they will be; so
 whole training steps are run, not lone nodes. All layers of a model have the same shapes: one or two
 stand for them all. Variants with dropout, with accumulated gradients and with a head by slices add
-the works that only they have, and so do evaluations.
+the works that only they have, and so do evaluations, and decoding as `aieflow generate` does it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from aieflow.gpt2.config import ModelConfig
-from aieflow.gpt2.lower import evaluation
+from aieflow.gpt2.generate import CHUNK
+from aieflow.gpt2.lower import decoding, evaluation
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.trainer import training_graph
 from aieflow.ops.graph import Graph
@@ -29,6 +31,12 @@ EVALUATED = (
     (192, 6, 1024, 2, 8, 128),
     (384, 6, 8192, 2, 4, 128),
     (768, 12, 50257, 1, 2, 64),
+)
+DECODED = (  # T is the room of the cache
+    (192, 6, 1024, 2, 1, 64),
+    (192, 6, 1024, 2, 2, 128),
+    (384, 6, 8192, 2, 1, 128),
+    (768, 12, 50257, 1, 1, 128),
 )
 SLICED = (64, 2, 50257, 1, 6, 128)  # logits so large that the head goes by slices of the batch
 MORE = (
@@ -52,25 +60,29 @@ MORE = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One training step (or evaluation) to be run, and on what it is worth running."""
+    """One training step, evaluation or pass of decoding, and on what it is worth running.
+
+    Decoding reads `config.seq_len` tokens at once, with a cache as long as the model allows.
+    """
 
     name: str
     config: RunConfig
-    evaluates: bool = False
+    kind: Literal["training", "evaluation", "decoding"] = "training"
 
     @property
     def graph(self) -> Graph:
         """What is run."""
         config = self.config
-        if self.evaluates:
-            return evaluation(config.model, config.batch_size, config.seq_len)
-        return training_graph(config)
+        if self.kind == "training":
+            return training_graph(config)
+        lower = evaluation if self.kind == "evaluation" else decoding
+        return lower(config.model, config.batch_size, config.seq_len)
 
     @property
     def is_mixed(self) -> bool:
         """True if it is small enough to be run on several devices together, too."""
         model = self.config.model
-        return model.channels * model.vocab_size <= 384 * 8192 and not self.evaluates
+        return model.channels * model.vocab_size <= 384 * 8192 and self.kind == "training"
 
 
 def cases(quick: bool) -> tuple[Case, ...]:
@@ -83,10 +95,19 @@ def cases(quick: bool) -> tuple[Case, ...]:
         Case(f"{_name(*small)} in 2 passes", _config(*small, passes=2)),
     ]
     evaluated = [
-        Case(f"{_name(*each)} evaluation", _config(*each), evaluates=True) for each in EVALUATED
+        Case(f"{_name(*each)} evaluation", _config(*each), "evaluation") for each in EVALUATED
+    ]
+    decoded = [
+        Case(
+            f"{_name(*each)} decoding by {count}",
+            replace(_config(*each), seq_len=count),
+            "decoding",
+        )
+        for each in DECODED
+        for count in (1, CHUNK)
     ]
     sliced = Case(_name(*SLICED), _config(*SLICED))
-    return (*variants, *evaluated, *plain, sliced)
+    return (*variants, *evaluated, *decoded, *plain, sliced)
 
 
 def _name(C: int, H: int, V: int, L: int, B: int, T: int) -> str:

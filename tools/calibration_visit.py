@@ -13,11 +13,10 @@ import numpy as np
 
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.ops.graph import Graph, Value
-from aieflow.ops.kernel import Kernels
 from aieflow.ops.op import Array
 from aieflow.profiles.measured import Series
 from aieflow.profiles.overhead import gap_kind
-from aieflow.profiles.work import Work, work_of
+from aieflow.profiles.work import Work
 from aieflow.runtime.binding import view
 from aieflow.runtime.machine import Machine
 from aieflow.runtime.plan import Plan
@@ -82,7 +81,11 @@ class Pool:
 
 
 def feeds_of(config: RunConfig, graph: Graph) -> dict[str, Array]:
-    """Random tokens and ordinary rates for the feeds of a training step."""
+    """What the graphs of a case are fed: random tokens, ordinary rates, a cache half full.
+
+    By dtype: int32 are tokens, uint64 (1,) the random key, int64 (1,) the position in the cache,
+    float64 (3,) the learning rate and AdamW's 1 - beta.
+    """
     rng = np.random.default_rng(0)
     feeds: dict[str, Array] = {}
     for value in graph.feeds:
@@ -91,20 +94,11 @@ def feeds_of(config: RunConfig, graph: Graph) -> dict[str, Array]:
             feeds[value.name] = tokens.astype(np.int32)
         elif value.spec.dtype == "uint64":
             feeds[value.name] = np.array([1], np.uint64)
+        elif value.spec.dtype == "int64":
+            feeds[value.name] = np.array([config.model.seq_len // 2], np.int64)
         else:
             feeds[value.name] = np.array([config.lr, 1 - config.beta1, 1 - config.beta2])
     return feeds
-
-
-def works_in(plan: Plan, kernels: Kernels) -> dict[int, Work]:
-    """The work of each node of a plan on compute lanes, by the node's index."""
-    found: dict[int, Work] = {}
-    for step in plan.steps:
-        if step.kind == "node" and ".compute" in step.lane and step.node not in found:
-            device, node = device_of(step.lane), plan.node_of(step)
-            kernel = kernels[device][node.op.name]
-            found[step.node] = work_of(device, node, kernel, step.parts)
-    return found
 
 
 def visit(

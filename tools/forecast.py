@@ -11,11 +11,8 @@ from rich.table import Table
 
 from aieflow.devices.base import Device
 from aieflow.gpt2.run_config import RunConfig
-from aieflow.ops.errors import ProfileError
 from aieflow.ops.graph import Graph
 from aieflow.ops.npu.kernels import CONVERSIONS
-from aieflow.profiles.cost import CostModel
-from aieflow.profiles.machine_file import machine_names
 from aieflow.runtime.bounds import Bound, bound
 from aieflow.runtime.gap import Gap, gap
 from aieflow.runtime.needs import needs
@@ -81,23 +78,14 @@ class Priced:
 
 
 def forecast(
-    config: RunConfig, graph: Graph, devices: Sequence[Device], plan: Plan, cost: CostModel
+    config: RunConfig, graph: Graph, devices: Sequence[Device], plan: Plan, cost: MachineStepCost
 ) -> Forecast:
     """What `cost` foretells of a plan of `graph` on devices; raises PlanError and ProfileError."""
-    step_cost = MachineStepCost(cost)
-    priced = Priced(step_cost, step_cost.of(plan))
+    priced = Priced(cost, cost.of(plan))
     trace = simulate(plan, priced)
-    least = bound(graph, needs(graph, {device.name: device for device in devices}, cost))
+    least = bound(graph, needs(graph, {device.name: device for device in devices}, cost.machine))
     energy = joules(trace, priced) if cost.idle_w else None
     return Forecast(config, graph.flops, trace, energy, least, gap(trace, CONVERSIONS))
-
-
-def computer_cost() -> CostModel:
-    """The cost model of this computer; raises ProfileError where it was not calibrated."""
-    raise ProfileError(
-        "no calibration of this computer, so nothing is known of its speed: run `aieflow "
-        f"calibrate`, or name a described machine: --machine {machine_names()[0]}"
-    )
 
 
 def report(found: Forecast) -> dict[str, object]:
@@ -166,7 +154,7 @@ def summary(found: Forecast) -> dict[str, str]:
 
 def print_lanes(trace: Trace) -> None:
     """What share of the time each lane is busy."""
-    table = _table("lane", "steps", "busy s (simulated)", "share (simulated)")
+    table = figures_table("lane", "steps", "busy s (simulated)", "share (simulated)")
     for lane, program in trace.plan.lanes.items():
         busy_s = trace.busy_seconds(lane)
         table.add_row(lane, f"{len(program)}", f"{busy_s:.4f}", f"{busy_s / trace.seconds:.1%}")
@@ -176,7 +164,7 @@ def print_lanes(trace: Trace) -> None:
 def print_gap(found: Forecast) -> None:
     """Why lanes are idle, which transfers nothing hides, and what the run's length is made of."""
     lies = found.gap
-    table = _table("lane", "idle s (simulated)")
+    table = figures_table("lane", "idle s (simulated)")
     table.add_column("waits for (simulated)")
     for lane, each in lies.lanes.items():
         table.add_row(lane, f"{sum(each.idle.values()):.4f}", _largest(each.idle))
@@ -213,7 +201,8 @@ def _largest(sums: Mapping[str, float]) -> str:
     return ", ".join(shown) or "nothing"
 
 
-def _table(first: str, *others: str) -> Table:
+def figures_table(first: str, *others: str) -> Table:
+    """An empty table: a first column of names, and others of figures, to the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column(first)
     for heading in others:

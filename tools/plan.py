@@ -17,18 +17,19 @@ from rich.text import Text
 
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.trainer import training_graph
-from aieflow.ops.errors import InputError
+from aieflow.ops.errors import InputError, ProfileError
 from aieflow.ops.graph import Graph
-from aieflow.profiles.cost import CostModel
 from aieflow.profiles.machine_cost import MachineCost
-from aieflow.profiles.machine_file import load_machine
+from aieflow.profiles.machine_file import load_machine, machine_names
 from aieflow.runtime.export import dot_text, graphml_text, json_text, memory_accounts
 from aieflow.runtime.machine import Machine
 from aieflow.runtime.plan import Plan
+from aieflow.runtime.step_cost import MachineStepCost
+from aieflow.tools.computer_profile import measured_step_cost
 from aieflow.tools.console import OUT
 from aieflow.tools.forecast import (
     Forecast,
-    computer_cost,
+    figures_table,
     forecast,
     print_gap,
     print_lanes,
@@ -128,14 +129,23 @@ def _foretold(config: RunConfig, given: Settings) -> _Planned:
     """With what is foretold of it; on a described machine the plan is that machine's own."""
     if config.machine is None:
         with opened_machine(machine_of(config), given) as machine:
-            cost = computer_cost()
-            return _with_forecast(config, machine, machine.plan, cost)
+            return _with_forecast(config, machine, machine.plan, _computer_cost(machine))
     around = described(config, load_machine(config.machine))
-    return _with_forecast(config, around.machine, around.plan, MachineCost(around.profile))
+    cost = MachineStepCost(MachineCost(around.profile))
+    return _with_forecast(config, around.machine, around.plan, cost)
+
+
+def _computer_cost(machine: Machine) -> MachineStepCost:
+    try:
+        return measured_step_cost({device.name: device for device in machine.devices})
+    except ProfileError as error:
+        raise ProfileError(
+            f"{error}, or name a described machine: --machine {machine_names()[0]}"
+        ) from None
 
 
 def _with_forecast(
-    config: RunConfig, machine: Machine, place: Callable[[Graph], Plan], cost: CostModel
+    config: RunConfig, machine: Machine, place: Callable[[Graph], Plan], cost: MachineStepCost
 ) -> _Planned:
     begin = time.perf_counter()
     graph = training_graph(config)
@@ -203,7 +213,7 @@ def _op_table(made: Plan) -> Table:
         row = sums.setdefault(node.op.name, [0, 0, 0, 0])
         for column, amount in enumerate((1, len(lanes) > 1, node.flops, node.nbytes)):
             row[column] += amount
-    table = _table("op", "nodes", "divided", "GFLOP", "share", "MB")
+    table = figures_table("op", "nodes", "divided", "GFLOP", "share", "MB")
     for op, (count, divided, flops, nbytes) in sorted(
         sums.items(), key=lambda item: (-item[1][2], item[0])
     ):
@@ -220,7 +230,7 @@ def _op_table(made: Plan) -> Table:
 
 def _memory_table(planned: _Planned) -> Table:
     """Bytes of each account when most is in use, and what the computer has."""
-    table = _table("memory at the peak", "MB", "share")
+    table = figures_table("memory at the peak", "MB", "share")
     total = planned.plan.nbytes
     for account, nbytes in memory_accounts(planned.plan).items():
         if nbytes:
@@ -232,7 +242,7 @@ def _memory_table(planned: _Planned) -> Table:
 
 def _lane_table(made: Plan) -> Table:
     """What each lane has to do; a divided node's work is shared by its lanes."""
-    table = _table("lane", "steps", "parts of nodes", "waits", "GFLOP", "workspace kB")
+    table = figures_table("lane", "steps", "parts of nodes", "waits", "GFLOP", "workspace kB")
     for lane, program in made.lanes.items():
         steps = [made.steps[index] for index in program]
         nodes = [step for step in steps if step.kind == "node"]
@@ -245,14 +255,6 @@ def _lane_table(made: Plan) -> Table:
             f"{flops / 1e9:,.1f}",
             f"{made.workspace[lane] / 1e3:,.1f}",
         )
-    return table
-
-
-def _table(first: str, *others: str) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column(first)
-    for heading in others:
-        table.add_column(heading, justify="right", no_wrap=True)
     return table
 
 

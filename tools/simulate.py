@@ -103,7 +103,7 @@ def simulated(
 ) -> Forecast:
     """One training step of a run on a described machine; raises PlanError and InputError."""
     graph, around = training_graph(config), around or described(config, profile)
-    cost = MachineCost(profile)
+    cost = MachineStepCost(MachineCost(profile))
     return forecast(config, graph, around.machine.devices, around.plan(graph), cost)
 
 
