@@ -153,7 +153,10 @@ def test_a_run_that_was_not_traced_says_how(aieflow: Command, tmp_path: Path) ->
 def test_a_simulated_trace_is_called_so(aieflow: Command, run: Path, tmp_path: Path) -> None:
     file = tmp_path / "simulated.sqlite"
     write_trace(simulated(), [file], cost())
-    text = page(aieflow, run, "--trace", file).texts
+    read = page(aieflow, run, "--trace", file)
+    text = read.texts
+    assert read.data["times_are"] == "simulated"  # what the drawing of the cost model says of times
+    assert "measured" not in text["script#"].replace("one.measured", "")
     headings = text["h2#"]
     for heading in ("Training step by lane", "Lanes", "Ops by device", "Device use over this"):
         assert re.search(rf"{heading}[^()]*\(simulated\)", headings), heading

@@ -5,8 +5,9 @@
 Other models, batches and lengths than calibration's are planned, simulated at the measured costs,
 and run. A computer's speed drifts, so rounds of calibration and of measurement take turns in one
 process; with --profile FILE the profile that an earlier `aieflow calibrate` wrote is used instead.
-Prints predicted and measured seconds, the errors, and how many pairs of training steps that differ
-by more than 5 % are ordered rightly: those of one training step on different devices apart.
+Prints predicted (simulated) and measured seconds, the errors, and how many pairs of training steps
+that differ by more than 5 % are ordered rightly: those of one training step on different devices
+apart.
 """
 
 import argparse
@@ -223,7 +224,7 @@ def table(found: Sequence[Outcome]) -> Table:
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     shown.add_column("training step")
     shown.add_column("on")
-    for heading in ("predicted s", "measured s", "range", "error"):
+    for heading in ("predicted s (simulated)", "measured s", "range", "error"):
         shown.add_column(heading, justify="right", no_wrap=True)
     for each in found:
         shown.add_row(

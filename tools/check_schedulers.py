@@ -61,7 +61,8 @@ def main() -> int:
     except AieflowError as error:
         OUT.print(f"{type(error).__name__}: {error}", markup=False)
         return 1
-    table = Table("one layer on", "nodes", "best s", "CP-SAT s", "proven s", "ratio", box=None)
+    headings = ("nodes", "best s", "CP-SAT s", "proven s", "ratio")
+    table = Table("one layer (all simulated) on", *headings, box=None)
     for row in rows:
         table.add_row(*row.cells)
     OUT.print(table)

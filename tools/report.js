@@ -407,7 +407,7 @@ function graph() {
 }
 if (data.graph) graph();
 
-// ---- the cost model: each kind of work, measured against predicted, both axes by powers of ten
+// ---- the cost model: each kind of work, the trace against the model, both axes by powers of ten
 function scatter() {
   const svg = $("model"), points = data.model;
   if (!points?.length) return;
@@ -425,12 +425,12 @@ function scatter() {
       make(svg, "text", { x: X(10 ** power), y: height - bottom + 16, "text-anchor": "middle" }, time(10 ** power));
     }
     make(svg, "line", { x1: X(10 ** low), y1: Y(10 ** low), x2: X(10 ** high), y2: Y(10 ** high), class: "axis" });
-    make(svg, "text", { x: width - 12, y: height - 6, "text-anchor": "end" }, "predicted: right; measured: up; line: equal");
+    make(svg, "text", { x: width - 12, y: height - 6, "text-anchor": "end" }, `predicted: right; ${data.times_are}: up; line: equal`);
     for (const one of points) {
       const dot = make(svg, "circle", { cx: X(one.predicted), cy: Y(one.measured), r: 5,
         fill: `var(--c-${one.family})`, stroke: "var(--surface)", "stroke-width": 1.5 });
       dot.onpointermove = dot.onpointerdown = (event) => showTip(
-        `${one.op} on ${one.device}\nmeasured ${time(one.measured)}, model ${time(one.predicted)}\n${one.text}`, event);
+        `${one.op} on ${one.device}\n${data.times_are} ${time(one.measured)}, model ${time(one.predicted)}\n${one.text}`, event);
       dot.onpointerleave = hideTip;
     }
   }

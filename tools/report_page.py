@@ -50,6 +50,7 @@ def page_text(page: Page) -> str:
         "charts": page.charts,
         "trace": page.trace,
         "model": page.model,
+        "times_are": page.trace_mark or "measured",
         "graph": page.graph,
     }
     # "</" would end the element, "<!--" begin a comment in it.
@@ -160,7 +161,7 @@ def _model(page: Page) -> str:
         return f'<section><h2>Cost model</h2><p class="note">{escape(page.no_model)}</p></section>'
     return (
         f"<section><h2>Cost model: predicted against {page.trace_mark or 'measured'}</h2>"
-        '<svg id="model" role="img" aria-label="Predicted against measured time" '
+        '<svg id="model" role="img" aria-label="Predicted time against that of the trace" '
         'style="height:320px"></svg><p class="note">A dot for each kind of work: medians. What is '
         "predicted is for no other device busy; what lies above the line took longer.</p></section>"
     )
