@@ -5,8 +5,8 @@ AieflowError
  ├─ GraphError        a graph breaks a rule; prints the node and its neighbours
  ├─ PlanError         a graph cannot be placed (no device has a kernel, no memory left)
  ├─ DeviceError       a device refused or failed; names device, node, the driver's own words
- ├─ ProfileError      a calibration is missing, stale or unreadable; says which command makes it
  ├─ InputError        a file or an argument is not usable; says which, where, and what would be
+ │   └─ ProfileError  a calibration is missing, stale or unreadable; says which command makes it
  └─ TrainingError     a training run cannot go on (its loss is not finite); names the training step
 ```
 
@@ -35,12 +35,12 @@ class DeviceError(AieflowError):
         self.device = device  # its name, where it is known
 
 
-class ProfileError(AieflowError):
-    """A calibration is missing, stale or unreadable; says which command makes it."""
-
-
 class InputError(AieflowError):
     """A file or an argument is not usable; says which, where, and what would be."""
+
+
+class ProfileError(InputError):
+    """A calibration is missing, stale or unreadable; says which command makes it."""
 
 
 class TrainingError(AieflowError):

@@ -270,7 +270,7 @@ def test_the_command_measures_shows_and_draws(
     file, drawn = tmp_path / "profile.json", tmp_path / "profile.svg"
     asked = ("calibrate", "--devices", "cpu", "--lanes", 2, "--profile", file)
     missing = aieflow(*asked, "--show")
-    assert (missing.code, "aieflow calibrate" in missing.err) == (1, True)
+    assert (missing.code, "aieflow calibrate" in missing.err) == (2, True)
     result = aieflow(*asked, "--quick", "--plot", drawn)
     assert result.code == 0
     assert "100%" in result.err
@@ -303,7 +303,7 @@ def test_the_command_measures_shows_and_draws(
     monkeypatch.setattr(fingerprint, "power_source", lambda: "battery")
     monkeypatch.setattr("aieflow.tools.computer_profile.power_source", lambda: "battery")
     stale = aieflow(*asked, "--check")
-    assert stale.code == 1
+    assert stale.code == 2
     assert "run `aieflow calibrate --device cpu`" in stale.err.replace("\n", " ")
     anew = aieflow(*asked, "--quick")
     assert "cpu is measured anew: power:" in anew.err

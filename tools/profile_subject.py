@@ -77,7 +77,7 @@ def subject_of(trainer: Trainer) -> Subject:
     foretold, reason = None, ""
     try:
         foretold = _foretold(trainer)
-    except (ProfileError, PlanError, InputError) as error:
+    except (PlanError, InputError) as error:
         reason = str(error)
     return Subject(
         sizes,
