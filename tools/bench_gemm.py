@@ -21,10 +21,15 @@ from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.trainer import training_graph
 from aieflow.ops.graph import Node
 from aieflow.runtime.placement import place
-from aieflow.tools.bench_node import LoneNode, NodeCase, distinct_cases
+from aieflow.tools.bench_node import (
+    SETTLE_S,
+    LoneNode,
+    NodeCase,
+    distinct_cases,
+    seconds_of,
+)
 
 PEAK_ROUNDS = 2
-SETTLE_S = 0.3  # BLAS's own threads spin for a while after their work
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +85,12 @@ def measure_gemm(
         kinds = ("one", "all", "blas")
         seconds: list[dict[str, list[float]]] = [{kind: [] for kind in kinds} for _ in cases]
         for index in range(rounds + 1):  # the first warms up
-            peaks.append(_peaks(device))
-            for node, taken in zip(nodes, seconds, strict=True):
-                taken["one"].append(node.seconds(divided=False))
-                taken["all"].append(node.seconds(divided=True))
+            with closing(CpuDevice(1)) as single:
+                peak_of_one = measure_gemm_rate(single, PEAK_ROUNDS)
+            peaks.append((peak_of_one, measure_gemm_rate(device, PEAK_ROUNDS)))
+            for (one_s, all_s), taken in zip(seconds_of(nodes), seconds, strict=True):
+                taken["one"].append(one_s)
+                taken["all"].append(all_s)
             with threadpool_limits(len(device.lanes), user_api="blas"):
                 for node, taken in zip(nodes, seconds, strict=True):
                     taken["blas"].append(_blas_seconds(node))
@@ -98,13 +105,6 @@ def measure_gemm(
         _row(preset, batch_size * seq_len, case, node.parts, taken, one, both)
         for case, node, taken in rows
     ]
-
-
-def _peaks(device: CpuDevice) -> tuple[float, float]:
-    """FLOP/s of large square products: on one lane, on all."""
-    with closing(CpuDevice(1)) as single:
-        one = measure_gemm_rate(single, PEAK_ROUNDS)
-    return one, measure_gemm_rate(device, PEAK_ROUNDS)
 
 
 def _blas_seconds(alone: LoneNode) -> float:

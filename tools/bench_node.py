@@ -8,7 +8,8 @@ short one is repeated within a run, because threads just woken may share a core 
 
 import math
 import statistics
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,8 +25,9 @@ from aieflow.runtime.placement import place
 from aieflow.runtime.plan import Plan, compile_plan
 from aieflow.runtime.schedule import Schedule
 
-RUN_S = 0.03  # predicted length of a run on one lane, by repeating the node
+RUN_S = 0.12  # predicted length of a run on one lane, by repeating the node; many cores are faster
 MOST_REPEATS = 30
+SETTLE_S = 0.3  # threads of BLAS or OpenMP spin that long after their work
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,6 +108,19 @@ class LoneNode:
             executor.close()
 
 
+def seconds_of(nodes: Sequence[LoneNode]) -> list[tuple[float, float]]:
+    """Seconds of each node whole on one lane, and on all lanes.
+
+    All are run on one lane first; then all lanes are kept busy for a while, since a core that has
+    slept is slow at first, as it never is within a training step.
+    """
+    one = [node.seconds(divided=False) for node in nodes]
+    begin = time.perf_counter()
+    while time.perf_counter() < begin + SETTLE_S:
+        nodes[0].seconds(divided=True)
+    return list(zip(one, (node.seconds(divided=True) for node in nodes), strict=True))
+
+
 def values(spec: Spec, integers_below: int) -> Array:
     """Numbers near 1, which stay finite and normal when an op is repeated in place."""
     rng = np.random.default_rng(0)
@@ -138,8 +153,8 @@ def _repeated(case: NodeCase, repeats: int) -> tuple[Graph, tuple[Value, ...]]:
         for position, spec in enumerate(case.node.input_specs)
     ]
     outputs: tuple[Value, ...] = ()
-    for time in range(repeats):
-        names = [f"{time}.output.{position}" for position in range(len(case.node.outputs))]
+    for turn in range(repeats):
+        names = [f"{turn}.output.{position}" for position in range(len(case.node.outputs))]
         outputs = builder.apply(op, inputs, names, case.node.attrs)
         for output, source in case.in_place.items():
             inputs[source] = outputs[output]

@@ -25,13 +25,12 @@ from aieflow.ops.graph import Node
 from aieflow.ops.pointwise import ADD
 from aieflow.ops.spec import Spec
 from aieflow.runtime.placement import place
-from aieflow.tools.bench_node import LoneNode, NodeCase, distinct_cases
+from aieflow.tools.bench_node import SETTLE_S, LoneNode, NodeCase, distinct_cases, seconds_of
 from aieflow.tools.peer import PeerProcess
 
 KEPT = 2  # cases of each op
 DROPOUT = 0.1
 BANDWIDTH_SPEC = Spec((32768, 1024))  # 134 MB
-SETTLE_S = 0.3  # PyTorch's threads spin for a while after their work
 TABLE_ROWS = {"embedding": 0, "embedding_backward_tokens": 1}  # op -> the input like the rows used
 
 
@@ -117,17 +116,15 @@ def measure_ops(
             opened.callback(node.close)
         memory = LoneNode(_bandwidth_case(), device, vocab_size)
         opened.callback(memory.close)
-        ours: list[tuple[list[float], list[float]]] = [([], []) for _ in cases]
+        ours: list[list[tuple[float, float]]] = [[] for _ in cases]
         theirs: list[list[float]] = [[] for _ in cases]
         for index in range(rounds + 1):  # the first warms up
             for divided in bandwidth:
                 reached = memory.case.node.nbytes / memory.seconds(divided)
                 bandwidth[divided] = max(bandwidth[divided], reached)
-            for node, (one, both) in zip(nodes, ours, strict=True):
-                seconds = node.seconds(divided=False), node.seconds(divided=True)
+            for seconds, pairs in zip(seconds_of(nodes), ours, strict=True):
                 if index:
-                    one.append(seconds[0])
-                    both.append(seconds[1])
+                    pairs.append(seconds)
             if peer is not None:
                 for number, (case, taken) in enumerate(zip(cases, theirs, strict=True)):
                     answer = peer.seconds(number, case, vocab_size)
@@ -136,8 +133,8 @@ def measure_ops(
                 time.sleep(SETTLE_S)
     version = None if peer is None else peer.version
     return [
-        _row(preset, case, node.parts, one, both, bandwidth[node.parts > 1], version, taken)
-        for case, node, (one, both), taken in zip(cases, nodes, ours, theirs, strict=True)
+        _row(preset, case, node.parts, seconds, bandwidth[node.parts > 1], version, taken)
+        for case, node, seconds, taken in zip(cases, nodes, ours, theirs, strict=True)
     ]
 
 
@@ -194,13 +191,13 @@ def _row(
     preset: str,
     case: NodeCase,
     parts: int,
-    one: Sequence[float],
-    both: Sequence[float],
+    ours: Sequence[tuple[float, float]],
     bandwidth: float,
     version: str | None,
     theirs: Sequence[float],
 ) -> OpRow:
     node = case.node
+    one, both = zip(*ours, strict=True)
     nbytes, median = least_nbytes(node), statistics.median(both)
     peer = _time(theirs) if theirs else None
     return OpRow(
