@@ -4,21 +4,24 @@ Written product after product (packs, product, unpack), each unpack would hold u
 until its product is done, and the next pack stands behind it: nothing would run under anything. So
 the order is that of a run foretold by list scheduling (Graham 1966):
 
-- A device does its nodes in program order, as its slots are used in turn.
-- The host does what a device reads before all else, as soon as there is a slot for it; apart from
-  that the first node, in program order, of those that wait for nothing at that moment.
+- A device does its nodes in program order, as its slots are used in turn. What it reads and writes
+  is on its way for a while, in each direction one value after the other.
+- The host works towards the devices' next nodes in their order: what leads to what a node reads,
+  then what frees the slot that it writes, then what no device needs in this run. Where it would
+  have to wait for the first of these, it does the first that fits into the pause.
 
-A node is overtaken only while it has to wait, so values live little longer than in program order.
+What does not fit has to stand behind: lanes run in order, and what was put first holds up all that
+comes after it. So the order is good at other rates, too.
 
 The rates are typical ones of no machine in particular. They decide what is done while something
 else is waited for, never what is computed.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from heapq import heappop, heappush
 
-from aieflow.ops.graph import Graph, Node, Value
+from aieflow.ops.graph import Graph, Value
 from aieflow.ops.kernel import HostKernel, Kernels
 from aieflow.profiles.cost import TYPICAL_CORE, RooflineCost
 from aieflow.runtime.expansion import Expansion
@@ -29,6 +32,9 @@ from aieflow.runtime.transfer import HOST, Reach
 
 # Of an NPU's array: GEMM in bf16, operands once, dispatch.
 TYPICAL_ARRAY = RooflineCost(flops_per_s=1.5e12, bytes_per_s=20e9, launch_s=150e-6)
+# Of a core that packs or unpacks in memory that no cache holds, and of a link to separate memory.
+TYPICAL_CONVERSION = RooflineCost(flops_per_s=math.inf, bytes_per_s=3.5e9, launch_s=0.0)
+TYPICAL_LINK = RooflineCost(flops_per_s=math.inf, bytes_per_s=8e9, launch_s=50e-6)
 
 
 def look_ahead(
@@ -82,7 +88,10 @@ def _readers(graph: Graph, value: Value) -> tuple[int, ...]:
 
 
 class _ForetoldRun:
-    """List scheduling: one lane for each device, and one for all of the host's together."""
+    """List scheduling: a lane for each device, for each direction to it, and one for all the host.
+
+    Nodes are known by their indices in the graph.
+    """
 
     def __init__(
         self,
@@ -94,10 +103,17 @@ class _ForetoldRun:
     ) -> None:
         self._graph, self._before, self._host_lanes = graph, before, host_lanes
         self._is_remote = [reach.get(home, Reach()).copy_lanes is not None for home in homes]
-        self._feeds = [  # what a device reads
-            any(self._is_remote[each] for value in node.outputs for each in _readers(graph, value))
-            for node in graph.nodes
-        ]
+        self._link: list[tuple[str, str] | None] = []  # over which a node's outputs go
+        self._sources: list[set[int]] = [set() for _ in before]  # of what comes over to a node
+        for index, (home, node) in enumerate(zip(homes, graph.nodes, strict=True)):
+            readers = {each for value in node.outputs for each in _readers(graph, value)}
+            elsewhere = {each for each in readers if homes[each] != home}
+            names = (home, *(homes[each] for each in elsewhere))
+            far = [name for name in names if reach.get(name, Reach()).is_separate]
+            is_sent = bool(elsewhere and far)
+            self._link.append((far[0], "out" if home in far else "in") if is_sent else None)
+            for each in elsewhere if is_sent else ():
+                self._sources[each].add(index)
         self._after: list[list[int]] = [[] for _ in before]
         for index, earlier in enumerate(before):
             for each in earlier:
@@ -107,10 +123,12 @@ class _ForetoldRun:
         for index in reversed(range(len(homes))):
             if self._is_remote[index]:
                 self._programs.setdefault(homes[index], []).append(index)
-        self._free_s = dict.fromkeys((HOST, *self._programs), 0.0)
+        self._free_s: dict[object, float] = dict.fromkeys((HOST, *self._programs), 0.0)
         self._ends = [0.0] * len(before)
-        self._waiting: list[tuple[float, int]] = []  # the host's nodes, by when they may start
-        self._able: list[tuple[bool, int]] = []  # those that may start now, best first
+        self._arrivals = [0.0] * len(before)  # of outputs, where they are sent
+        self._urgencies = self._all_urgencies()
+        self._ready_s = [0.0] * len(before)
+        self._entered: list[tuple[int, bool, int]] = []  # nodes of the host, to be compared
         self._order: list[int] = []
 
     def order(self) -> list[int]:
@@ -121,34 +139,65 @@ class _ForetoldRun:
             for device, program in self._programs.items():
                 while program and not self._missing[program[-1]]:
                     self._start(program.pop(), device)
-            while self._waiting and self._waiting[0][0] <= self._free_s[HOST]:
-                _, index = heappop(self._waiting)
-                heappush(self._able, (not self._feeds[index], index))
-            if self._able:
-                self._start(heappop(self._able)[1], HOST)
-            elif self._waiting:
-                self._free_s[HOST] = self._waiting[0][0]
+            if self._entered:
+                entry = self._next()
+                self._entered.remove(entry)
+                self._start(entry[-1], HOST)
         return self._order
 
+    def _next(self) -> tuple[int, bool, int]:
+        """What the host does next: the most urgent, or what fits into the pause before it."""
+        first, now_s = min(self._entered), self._free_s[HOST]
+        pause_s = self._ready_s[first[-1]] - now_s
+        if pause_s <= 0:
+            return first
+        fitting = [
+            entry
+            for entry in self._entered
+            if self._ready_s[entry[-1]] <= now_s and self._seconds(entry[-1], HOST) <= pause_s
+        ]
+        if not fitting and first[0] == len(self._before):  # no device waits: none has to
+            return min(self._entered, key=lambda entry: (self._ready_s[entry[-1]], entry))
+        return min(fitting, default=first)
+
+    def _all_urgencies(self) -> list[int]:
+        """For each node the first of a device that must follow it, if only host nodes between."""
+        none = len(self._before)
+        found = [none] * none
+        for index in reversed(range(none)):
+            for each in self._after[index]:
+                found[index] = min(found[index], each if self._is_remote[each] else found[each])
+        return found
+
     def _start(self, index: int, lane: str) -> None:
-        begin = max(self._free_s[lane], self._ready_s(index))
-        seconds = self._seconds(self._graph.nodes[index], lane)
-        self._ends[index] = self._free_s[lane] = begin + seconds
+        node = self._graph.nodes[index]
+        begin = max(self._free_s[lane], self._ready_s[index])
+        self._ends[index] = self._free_s[lane] = begin + self._seconds(index, lane)
+        link = self._link[index]
+        if link is not None:
+            begin = max(self._free_s.get(link, 0.0), self._ends[index])
+            nbytes = sum(value.spec.nbytes for value in node.outputs)
+            self._arrivals[index] = self._free_s[link] = begin + TYPICAL_LINK.seconds(0, nbytes)
         self._order.append(index)
         for each in self._after[index]:
             self._missing[each] -= 1
             self._enter(each)
 
     def _enter(self, index: int) -> None:
-        """Let the host know of a node of its own that nothing keeps from being foretold."""
-        if not self._missing[index] and not self._is_remote[index]:
-            heappush(self._waiting, (self._ready_s(index), index))
+        """Let a node start that nothing keeps from being foretold."""
+        if self._missing[index]:
+            return
+        over = (self._ends[each] for each in self._before[index])
+        come = (self._arrivals[each] for each in self._sources[index])
+        self._ready_s[index] = max((*over, *come), default=0.0)
+        if not self._is_remote[index]:
+            entry = (self._urgencies[index], self._link[index] is None, index)
+            self._entered.append(entry)
 
-    def _ready_s(self, index: int) -> float:
-        return max((self._ends[each] for each in self._before[index]), default=0.0)
-
-    def _seconds(self, node: Node, lane: str) -> float:
+    def _seconds(self, index: int, lane: str) -> float:
+        node = self._graph.nodes[index]
         if lane != HOST:
             return TYPICAL_ARRAY.seconds(node.flops, node.nbytes)
-        lanes = self._host_lanes
-        return TYPICAL_CORE.seconds(node.flops / lanes, node.nbytes / lanes)
+        converts = self._link[index] is not None or bool(self._sources[index])
+        rate = TYPICAL_CONVERSION if converts else TYPICAL_CORE
+        return rate.seconds(node.flops / self._host_lanes, node.nbytes / self._host_lanes)

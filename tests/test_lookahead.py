@@ -197,6 +197,21 @@ def test_two_slots_come_near_the_ideal_where_compute_is_the_longest(
     assert traces[1].busy_seconds("npu.compute") == ideal_seconds(traces[1])
 
 
+def test_two_slots_come_near_the_ideal_where_the_host_is_the_longest() -> None:
+    """Simulated, on phoenix with one lane of a tenth of the memory rate; pauses are filled."""
+    profile = load_machine("phoenix").with_value("cpu.memory_bytes_per_s", "0.1x")
+    graph = products_of(RunConfig(model=PRESETS["124M"], batch_size=4, seq_len=64))
+    cost = MachineStepCost(MachineCost(profile))
+    traces = [
+        simulate(place_on(graph, described(1), Placement("gemm-on-npu", slots=slots)), cost)
+        for slots in (1, 2, 3)
+    ]
+    one, two, three = (trace.seconds / ideal_seconds(trace) for trace in traces)
+    assert two < 1.1
+    assert three < two < one
+    assert traces[1].busy_seconds("cpu.compute.0") == ideal_seconds(traces[1])
+
+
 @pytest.fixture
 def devices(tmp_path: Path) -> Iterator[dict[str, Device]]:
     npu = open_emulated_npu(load_machine("phoenix"), tmp_path)
