@@ -125,5 +125,5 @@ def test_without_a_calibration_it_says_how_to_make_one(
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     result = aieflow("plan", *SMALL, "--policy", "best")
-    assert (result.code, result.out) == (1, "")
+    assert (result.code, result.out) == (2, "")
     assert "run `aieflow calibrate" in " ".join(result.err.split())
