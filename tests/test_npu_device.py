@@ -271,6 +271,15 @@ def test_polling_spins_first_and_then_pauses_longer_and_longer(
     assert pauses < 20 or slept[-1] == 1e-3
 
 
+def test_polling_sleeps_through_most_of_what_the_command_took_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("aieflow.devices.npu.time.sleep", slept.append)
+    assert poll(Counting(23), 1e9, 2e-3) == 4
+    assert slept == pytest.approx([1.8e-3, 20e-6, 30e-6, 45e-6])
+
+
 def test_polling_ends_at_the_deadline() -> None:
     assert poll(Counting(10**9), 0.0) in PENDING
 
