@@ -3,6 +3,9 @@
 - `base` what the runtime knows of a device
 - `registry` opens the devices of this computer, and says what works and why the rest does not:
   `surroundings` what it looks at, `igpu_survey`, `npu_survey`
+- `sensors` what this computer's sensors say, without root: `cpu_sensors` with `rapl`,
+  `gpu_sensors`, `npu_sensors` with the driver's ioctl `amdxdna`, `drm_usage` of one process,
+  `power_supply`; `readings` is a value with its source, or the reason why there is none
 - `cpu` the host
 - `opencl` the iGPU: `opencl_driver` which device, `opencl_memory` adopted memory and transfers,
   `opencl_program` compiled kernels, `opencl_tuning` which GEMM is fastest here,

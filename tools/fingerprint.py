@@ -8,9 +8,9 @@ import hashlib
 import importlib.metadata
 from pathlib import Path
 
-import psutil
-
 from aieflow.devices.base import Device
+from aieflow.devices.power_supply import power_supply
+from aieflow.devices.registry import here
 from aieflow.devices.surroundings import Finding
 from aieflow.ops import catalogue
 from aieflow.profiles.measured import Fingerprint
@@ -27,12 +27,8 @@ FACTS = {
 
 
 def power_source() -> str:
-    """`mains`, `battery`, or `unknown` where there is no battery to tell it by."""
-    sensor = getattr(psutil, "sensors_battery", None)  # not on every system
-    battery = None if sensor is None else sensor()
-    if battery is None or battery.power_plugged is None:
-        return "unknown"
-    return "mains" if battery.power_plugged else "battery"
+    """`mains`, `battery`, or `unknown` where there is nothing to tell it by."""
+    return power_supply(here()).source
 
 
 def fingerprint(device: Device, finding: Finding, power: str) -> Fingerprint:
