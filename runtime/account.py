@@ -73,7 +73,7 @@ class Account:
     works: tuple[WorkAccount, ...]  # largest first
     lanes: tuple[LaneAccount, ...]  # in the plan's order
     nodes: tuple[tuple[str, str, float], ...]  # device, name, median seconds a run; largest first
-    overlap: float  # share of the copy lanes' time that ran under compute; 1 where there is none
+    overlap: float | None  # share of the copy lanes' time that ran under compute; None: no copies
 
 
 def account(
@@ -96,7 +96,7 @@ def account(
         _works(outline, recordings, foretold_s),
         tuple(lanes[lane].total(outline, lane, len(recordings)) for lane in outline.lanes),
         _nodes(outline, recordings),
-        hidden / copied if copied else 1.0,
+        hidden / copied if copied else None,
     )
 
 

@@ -78,6 +78,7 @@ def test_overlap_is_that_of_the_trace(seed: int) -> None:
     found = account(outline(trace.plan), [recording(trace)])
     # The trace reckons in seconds, the account in whole nanoseconds of spans of microseconds.
     assert found.overlap == pytest.approx(trace.overlap, abs=1e-4)
+    assert found.overlap is not None
     assert 0 < found.overlap < 1
     assert sum(row.share for row in found.works) == pytest.approx(1)
 

@@ -13,6 +13,7 @@ from aieflow.tools.live import _after
 from aieflow.tools.live_link import Watched
 from aieflow.tools.live_view import (
     SIGNS,
+    WIDE,
     Look,
     Process,
     one_line,
@@ -22,6 +23,7 @@ from aieflow.tools.live_view import (
     whole_shares,
 )
 from aieflow.tools.profile_subject import DeviceLine, Foretold, Subject, subject_message
+from aieflow.tools.sensor_text import COLUMNS
 
 SIZES = [(80, 24), (120, 40), (200, 60), (40, 10), (20, 5), (1, 1)]
 PLAIN = Look()
@@ -90,7 +92,7 @@ def test_the_header_tells_the_figures() -> None:
         "loss 3.500",
         "(simulated, measured +50%)",
         "(3.00x)",
-        f"overlap {figures.account.overlap:.0%}",
+        f"overlap {figures.account.overlap or 0:.0%}",
         "moved 2.0 MB/step",
         "memory 512 MB (tensors 3 by plan)  cpu 151 %",
         "checkpoint step-4",
@@ -107,7 +109,7 @@ def test_what_is_not_known_is_not_zero_and_help_says_why() -> None:
     assert [line[15:19] for line in drawn if line.startswith("f")] == ["run "] * 5
     wrapped = " ".join(text(seen, Look(shows_help=True)).split())
     assert "predicted, bound, plan: no calibration of far: run `aieflow calibrate" in wrapped
-    assert "watts, joules, °C, clocks: no sensor" in wrapped
+    assert "n/a: J/step: no sensor was read" in wrapped
     unknown = "\n".join(line.plain for line in picture(seen, Process(), Look(), 120, 40))
     assert "memory n/a" in unknown
     assert "cpu n/a" in unknown
@@ -131,7 +133,8 @@ def test_a_lanes_bar_and_percents_sum_to_the_whole(width: int) -> None:
         row = next(line for line in lines if line.startswith(lane.lane))
         bar = row[15:].split(" ")[0]
         counts = {sign: bar.count(sign) for sign, _ in SIGNS.values()}
-        assert sum(counts.values()) == len(bar) == max(10, min(50, (width - 60) // 2))
+        room = width - 60 - (COLUMNS if width >= WIDE else 0)
+        assert sum(counts.values()) == len(bar) == max(10, min(50, room // 2))
         percents = [int(part) for part in row[15 + len(bar) :].split("%")[0].split()]
         assert sum(percents) == 100
         for state, percent in zip(STATES, percents, strict=True):

@@ -48,7 +48,7 @@ def test_live_once_json_is_the_object_others_rely_on(aieflow: Command) -> None:
     assert found["seconds"] > 0
     assert found["predicted_seconds"] is None
     assert "no calibration of cpu" in found["predicted_reason"]
-    assert found["overlap"] == 1.0
+    assert found["overlap"] is None  # nothing is copied: nothing to hide
     assert found["bytes_moved"] == 0
     assert [lane["name"] for lane in found["lanes"]] == ["cpu.compute.0", "cpu.compute.1"]
     for lane in found["lanes"]:
@@ -56,6 +56,11 @@ def test_live_once_json_is_the_object_others_rely_on(aieflow: Command) -> None:
         assert list(lane["states"]) == STATES
         assert sum(lane["states"].values()) == pytest.approx(1, abs=1e-12)  # five roundings
         assert lane["states"]["executing"] > 0.01
+        for name, reading in found["sensors"]["devices"]["cpu"].items():
+            assert lane[name] == reading["value"]  # of the whole device
+            assert reading["source"]
+    assert (found["joules"] is None) == (found["sensors"]["package_w"]["value"] is None)
+    assert found["joules_source"]
 
 
 def test_the_whole_profile_as_json(aieflow: Command) -> None:

@@ -17,7 +17,7 @@ import termios
 import time
 import tty
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -30,16 +30,18 @@ from rich.live import Live
 from aieflow.ops.errors import InputError, ProfileError
 from aieflow.tools.console import ERR, OUT
 from aieflow.tools.live_feed import SOCKET
-from aieflow.tools.live_link import LiveLink
+from aieflow.tools.live_link import LiveLink, Watched
 from aieflow.tools.live_view import SORTS, Look, Process, one_line, picture
 from aieflow.tools.machine_options import Settings
-from aieflow.tools.profile_report import figures_report
+from aieflow.tools.profile_report import Figures, figures_report
+from aieflow.tools.profile_subject import DeviceLine
 from aieflow.tools.profile_tables import print_figures, print_lane_states
+from aieflow.tools.sensor_log import LATEST, Sensed, SensorLog, sensor_log
 
 FRAME_S = 0.25
 PR_SET_PDEATHSIG = 1
 LINE_S = 1.0  # between plain lines
-LEAST_RECORDED = 3  # training steps that --once waits for
+LEAST_RECORDED, LEAST_READ = 3, 2  # training steps and readings that --once waits for
 ONCE_S = 120.0  # and how long at most
 OPEN_S = 180.0  # until a run of its own must listen: kernels may have to be compiled
 RUN_OF_ITS_OWN = ("--steps", "1000000", "--eval-every", "0", "--checkpoint-every", "0")
@@ -104,11 +106,15 @@ def shown(link: LiveLink, show: Show) -> None:
 def _print_once(link: LiveLink, show: Show) -> None:
     deadline = time.monotonic() + ONCE_S
     watched = link.watched
-    while link.is_open and not watched.has_ended and time.monotonic() < deadline:
-        if len(watched.recordings) >= LEAST_RECORDED:
-            break
-        link.poll(FRAME_S)
-    figures = watched.figures()
+    with _Sensing() as sensing:
+        sensed = sensing.now(watched)
+        while link.is_open and not watched.has_ended and time.monotonic() < deadline:
+            is_recorded = len(watched.recordings) >= LEAST_RECORDED
+            if is_recorded and sensed.readings >= LEAST_READ:
+                break
+            link.poll(FRAME_S)
+            sensed = sensing.now(watched)
+    figures = _figures(watched, sensed)
     if figures is None:
         fault = f"no training step was recorded within {ONCE_S:.0f} s: watch it without --once"
         if not link.is_open or watched.has_ended:
@@ -125,19 +131,26 @@ def _print_lines(link: LiveLink, show: Show) -> None:
     """One line each second; with --json one object."""
     watched = link.watched
     told = -1
-    while link.is_open and not watched.has_ended:
-        link.poll_until(time.monotonic() + LINE_S)
-        figures = watched.figures()
-        if figures is None or watched.training_step == told:
-            continue
-        told = watched.training_step
-        if show.as_json:
-            content = {"training_step": told, "loss": watched.losses[-1], **figures_report(figures)}
-            OUT.out(json.dumps(content), highlight=False)
-        else:
-            OUT.out(one_line(watched, figures), highlight=False)
-        sys.stdout.flush()
+    with _Sensing() as sensing:
+        while link.is_open and not watched.has_ended:
+            link.poll_until(time.monotonic() + LINE_S)
+            figures = _figures(watched, sensing.now(watched))
+            if figures is None or watched.training_step == told:
+                continue
+            told = watched.training_step
+            if show.as_json:
+                loss = watched.losses[-1]
+                content = {"training_step": told, "loss": loss, **figures_report(figures)}
+                OUT.out(json.dumps(content), highlight=False)
+            else:
+                OUT.out(one_line(watched, figures), highlight=False)
+            sys.stdout.flush()
     ERR.print("the run has ended" if watched.has_ended else "the run went away", markup=False)
+
+
+def _figures(watched: Watched, sensed: Sensed) -> Figures | None:
+    figures = watched.figures()
+    return None if figures is None else replace(figures, sensed=sensed)
 
 
 def _draw(link: LiveLink) -> None:
@@ -145,13 +158,16 @@ def _draw(link: LiveLink) -> None:
     console = Console(highlight=False, emoji=False)
     look, process = Look(), _Process()
     with (
+        _Sensing() as sensing,
         _Keys() as keys,
         Live(console=console, screen=True, auto_refresh=False, transient=True) as live,
     ):
+        now = Process()
         while link.is_open and not link.watched.has_ended:
             begin = time.monotonic()
             if not look.is_paused:
-                _refresh(live, console, link, look, process)
+                now = process.now(link.watched.pid, sensing.now(link.watched))
+                _refresh(live, console, link, look, now)
             _wait(link, keys, begin + FRAME_S)
             changed = look
             for key in keys.pressed():
@@ -160,15 +176,14 @@ def _draw(link: LiveLink) -> None:
                 changed = _after(key, changed)
             if changed != look:
                 look = changed
-                _refresh(live, console, link, look, process)
+                _refresh(live, console, link, look, now)
     ended = "has ended" if link.watched.has_ended else "went away: it was killed, or has failed"
     OUT.print(f"the run {ended}", markup=False)
 
 
-def _refresh(live: Live, console: Console, link: LiveLink, look: Look, process: "_Process") -> None:
+def _refresh(live: Live, console: Console, link: LiveLink, look: Look, now: Process) -> None:
     size = console.size
-    lines = picture(link.watched, process.now(link.watched.pid), look, size.width, size.height)
-    live.update(Group(*lines), refresh=True)
+    live.update(Group(*picture(link.watched, now, look, size.width, size.height)), refresh=True)
 
 
 def _wait(link: LiveLink, keys: "_Keys", deadline_s: float) -> None:
@@ -188,24 +203,55 @@ def _after(key: str, look: Look) -> Look:
     return look
 
 
+class _Sensing:
+    """The sensors of the devices that a run uses, read from when they are known; a context."""
+
+    def __init__(self) -> None:
+        self._open = ExitStack()
+        self._devices: tuple[DeviceLine, ...] = ()
+        self._log: SensorLog | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._open.close()
+
+    def now(self, watched: Watched) -> Sensed:
+        """What they said lately."""
+        subject = watched.subject
+        if subject is None:
+            return Sensed()
+        if self._log is None or subject.devices != self._devices:
+            self._open.close()  # one was lost
+            self._devices = subject.devices
+            self._log = self._open.enter_context(sensor_log(subject.devices, watched.pid, LATEST))
+        return self._log.sensed()
+
+
 class _Process:
     """What the system says of the process that trains."""
 
     def __init__(self) -> None:
         self._process: psutil.Process | None = None
 
-    def now(self, pid: int | None) -> Process:
-        """As it is since the last call."""
+    def now(self, pid: int | None, sensed: Sensed) -> Process:
+        """As it is since the last call, with what its devices' sensors say."""
         if pid is None:
-            return Process()
+            return Process(sensed=sensed)
         try:
             if self._process is None or self._process.pid != pid:
                 self._process = psutil.Process(pid)
                 self._process.cpu_percent()
-                return Process(None, self._process.memory_info().rss)
-            return Process(self._process.cpu_percent(), self._process.memory_info().rss)
+                return Process(None, self._process.memory_info().rss, sensed)
+            return Process(self._process.cpu_percent(), self._process.memory_info().rss, sensed)
         except psutil.Error:
-            return Process()
+            return Process(sensed=sensed)
 
 
 class _Keys:

@@ -6,7 +6,7 @@ each state has a sign of its own, so that colours may be absent.
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -15,8 +15,11 @@ from rich.text import Text
 from aieflow.runtime.account import LaneAccount
 from aieflow.runtime.lane_states import STATES, Piece, State, lane_pieces, shares
 from aieflow.runtime.outline import Recording
+from aieflow.runtime.schedule import device_of
 from aieflow.tools.live_link import Watched
-from aieflow.tools.profile_report import Figures
+from aieflow.tools.profile_report import NOTHING_SENSED, Figures
+from aieflow.tools.sensor_log import Sensed
+from aieflow.tools.sensor_text import COLUMNS, in_columns, in_words, joules_text, sources
 
 SIGNS: Mapping[State, tuple[str, str]] = {
     "executing": ("█", "green"),
@@ -34,7 +37,7 @@ CALLED: Mapping[State, str] = {
 }
 SPARKS = "▁▂▃▄▅▆▇█"
 NODE_ROWS = 12
-NO_SENSORS = "no sensor of power, temperature or clock is read"
+WIDE = 110  # columns from which a lane's row has its device's sensors
 Sort = Literal["plan", "busiest", "waiting"]
 SORTS: tuple[Sort, ...] = ("plan", "busiest", "waiting")
 SORTED: Mapping[Sort, str] = {"plan": "", "busiest": "busiest first", "waiting": "waiting first"}
@@ -57,18 +60,21 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What the system says of the process that trains; None where it does not."""
+    """What the system says of the process that trains and its devices; None where it does not."""
 
     cpu_percent: float | None = None  # 100 for each core
     resident_nbytes: int | None = None
+    sensed: Sensed = NOTHING_SENSED
 
 
 def picture(watched: Watched, process: Process, look: Look, width: int, height: int) -> list[Text]:
     """The lines of a screen: at most `height`, none wider than `width` cells."""
     if look.shows_help:
-        lines = _help(watched, width)
+        lines = _help(watched, process.sensed, width)
     else:
         figures = watched.figures()
+        if figures is not None:
+            figures = replace(figures, sensed=process.sensed)
         lines = _header(watched, figures, process, look, width)
         if figures is None:
             lines.append(_plain("waiting for the first training step that is recorded …"))
@@ -149,9 +155,11 @@ def one_line(watched: Watched, figures: Figures) -> str:
         f"{figures.seconds * 1e3:.1f} ms",
         f"{figures.tokens_per_s:,.0f} tokens/s",
         f"predicted {predicted}",
-        f"overlap {figures.account.overlap:.0%}",
+        f"overlap {_overlap(figures)}",
         f"moved {_megabytes(figures.moved_nbytes)}",
         f"{lanes} % (executing/data/dependencies/overhead/idle)",
+        *(f"{name} {in_words(each)}" for name, each in figures.sensed.devices.items()),
+        f"J/step {joules_text(figures.joules)}",
         *(f"emulated: {name}" for name in figures.subject.emulated),
     ]
     return "  ".join(fields)
@@ -196,15 +204,34 @@ def _header(
         resident = process.resident_nbytes
         used = "n/a" if resident is None else f"{resident / 1e6:,.0f} MB"
         cores = "n/a" if process.cpu_percent is None else f"{process.cpu_percent:.0f} %"
-        has_copies = any(".copy" in lane.lane for lane in figures.account.lanes)
-        overlap = f"{figures.account.overlap:.0%}" if has_copies else "n/a"
-        lines.append(
-            _plain(
-                f"overlap {overlap}  moved {_megabytes(figures.moved_nbytes)}/step  memory {used} "
-                f"(tensors {subject.planned_nbytes / 1e6:,.0f} by plan)  cpu {cores}  J/step n/a"
-            )
+        lines += _packed(
+            (
+                f"overlap {_overlap(figures)}",
+                f"moved {_megabytes(figures.moved_nbytes)}/step",
+                f"memory {used} (tensors {subject.planned_nbytes / 1e6:,.0f} by plan)",
+                f"cpu {cores}",
+                f"J/step {joules_text(figures.joules)}",
+            ),
+            width,
         )
     return lines
+
+
+def _packed(fields: Iterable[str], width: int) -> list[Text]:
+    """Fields in as few lines as they fit into."""
+    lines: list[str] = []
+    for field in fields:
+        if lines and len(lines[-1]) + 2 + len(field) <= width:
+            lines[-1] += f"  {field}"
+        else:
+            lines.append(field)
+    return [_plain(line) for line in lines]
+
+
+def _overlap(figures: Figures) -> str:
+    """The share of what copy lanes do that is hidden; n/a where they do nothing."""
+    overlap = figures.account.overlap
+    return "n/a" if overlap is None else f"{overlap:.0%}"
 
 
 def _expectations(figures: Figures) -> str:
@@ -227,6 +254,11 @@ def _body(watched: Watched, figures: Figures, look: Look, width: int, height: in
         legend.append(f" {CALLED[state]}  ")
     lines = [Text(), legend]
     lines += [_lane_line(watched, figures, lane, width) for lane in lanes]
+    if width < WIDE:
+        lines += [
+            _plain(f"{name:<14} {in_words(readings)}")
+            for name, readings in figures.sensed.devices.items()
+        ]
     room = height - len(lines)
     gantt = _gantt(figures, watched.recordings[-1], lanes, width)
     lines += gantt[:room] if room >= 3 else []
@@ -245,7 +277,7 @@ def _body(watched: Watched, figures: Figures, look: Look, width: int, height: in
 def _lane_line(watched: Watched, figures: Figures, lane: LaneAccount, width: int) -> Text:
     """`cpu.compute.0 ████▒░  81  0  9  6  4 %  3,120 steps/s  1.2 GB/s  q 45  matmul h.3.mlp`."""
     line = _plain(f"{lane.lane:<14} ")
-    bar = max(10, min(50, (width - 60) // 2))
+    bar = max(10, min(50, (width - 60 - (COLUMNS if width >= WIDE else 0)) // 2))
     for state, cells in zip(STATES, whole_shares(_parts(lane), bar), strict=True):
         sign, colour = SIGNS[state]
         line.append(sign * cells, colour)
@@ -256,6 +288,8 @@ def _lane_line(watched: Watched, figures: Figures, lane: LaneAccount, width: int
     done = watched.done.get(lane.lane, 0)
     left = len(program) - done
     line.append(f" q {left:<4d}")
+    if width >= WIDE:
+        line.append(in_columns(figures.sensed.of(device_of(lane.lane))))
     if 0 < left < len(program):
         line.append(f" {figures.subject.outline.steps[program[done]].name}", "cyan")
     return line
@@ -301,7 +335,7 @@ def _nodes(figures: Figures, width: int) -> list[Text]:
     return lines
 
 
-def _help(watched: Watched, width: int) -> list[Text]:
+def _help(watched: Watched, sensed: Sensed, width: int) -> list[Text]:
     lines = [Text("aieflow live", "bold"), Text(), *map(_plain, KEYS), Text()]
     for state in STATES:
         sign, colour = SIGNS[state]
@@ -310,13 +344,17 @@ def _help(watched: Watched, width: int) -> list[Text]:
         lines.append(line)
     texts = [
         "q N on a lane: N steps of its program are left in this training step",
-        f"n/a: watts, joules, °C, clocks: {NO_SENSORS}",
+        "busy, W, °C, GHz are the whole device's, on each of its lanes",
     ]
-    subject = watched.subject
+    subject, figures = watched.subject, watched.figures()
     if subject is not None and subject.foretold is None:
         texts.append(f"n/a: predicted, bound, plan: {subject.reason}")
-    if subject is not None and not any(".copy" in lane for lane in subject.outline.lanes):
-        texts.append("n/a: overlap: no lane copies anything")
+    if figures is not None:
+        joules = replace(figures, sensed=sensed).joules
+        texts.append(f"{'n/a: ' if joules.value is None else ''}J/step: {joules.source}")
+        if figures.account.overlap is None:
+            texts.append("n/a: overlap: nothing is copied, so nothing is to be hidden")
+    texts += sources(sensed)
     for text in texts:
         lines += map(_plain, textwrap.wrap(text, max(20, width), subsequent_indent="     "))
     return lines

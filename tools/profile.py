@@ -155,7 +155,11 @@ def _profile(
         content["critical_path"] = path_report(path)
         content["diagnosis"] = diagnosis(figures, found)
         content["what_if"] = gains_report(found)
-        content["profiler"] = {"overhead": asdict(done.overhead), "seconds": seconds}
+        content["profiler"] = {
+            "overhead": asdict(done.overhead),
+            "sensor_reading_seconds": done.sensed.reading_s,
+            "seconds": seconds,
+        }
         OUT.out(json.dumps(content, indent=2), highlight=False)
         return
     print_figures(figures)
@@ -163,7 +167,7 @@ def _profile(
     print_lane_states(figures)
     print_path(path)
     print_diagnosis(figures, found)
-    print_overhead(done.overhead)
+    print_overhead(done.overhead, done.sensed)
 
 
 def figures_of(done: Profiled) -> Figures:
@@ -172,7 +176,7 @@ def figures_of(done: Profiled) -> Figures:
     foretold = subject.foretold
     steps_s = None if foretold is None else foretold.steps_s
     found = account(subject.outline, done.recordings, steps_s)
-    return Figures(subject, found, done.seconds, done.moved_nbytes)
+    return Figures(subject, found, done.seconds, done.moved_nbytes, done.sensed)
 
 
 def _print_short(figures: Figures, as_json: bool) -> None:

@@ -4,18 +4,21 @@ The live view, its plain lines and `aieflow profile` all take their figures from
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from aieflow.devices.cpu import Rates
+from aieflow.devices.readings import Reading, absent
 from aieflow.runtime.account import WAITING, Account, LaneAccount, WorkAccount
 from aieflow.runtime.gap import Gap
 from aieflow.runtime.lane_states import shares
 from aieflow.runtime.schedule import device_of
 from aieflow.runtime.what_if import Gain, WhatIf
 from aieflow.tools.profile_subject import Subject
+from aieflow.tools.sensor_log import Sensed
 
 LEAST = 0.02  # of the wall: less is not worth a sentence
 SENTENCES = 4
+NOTHING_SENSED = Sensed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class Figures:
     account: Account
     seconds: float  # of the median training step
     moved_nbytes: float  # of one training step, by transfers
+    sensed: Sensed = NOTHING_SENSED
 
     @property
     def predicted_s(self) -> float | None:
@@ -54,9 +58,25 @@ class Figures:
         """The graph's FLOPs by the seconds of a training step."""
         return self.subject.flops / self.seconds / 1e9
 
+    @property
+    def joules(self) -> Reading:
+        """Joules of the median training step: its seconds by the package's watts in the mean.
+
+        They are of all that the package did meanwhile, also for other programs. None with the
+        reason where no meter of the package can be read, and where a device is emulated.
+        """
+        if self.subject.emulated:
+            return absent(f"{', '.join(self.subject.emulated)} emulated: joules are no hardware's")
+        watts = self.sensed.package_w
+        return watts if watts.value is None else Reading(watts.value * self.seconds, watts.source)
+
 
 def figures_report(figures: Figures) -> dict[str, object]:
-    """The object of `--json`, which others rely on; seconds, bytes and shares."""
+    """The object of `--json`, which others rely on; seconds, bytes and shares.
+
+    `overlap` is the share of what copy lanes do that is hidden under compute; null where nothing is
+    copied. A sensor that is absent is null, and `sensors` tells the reason as its source.
+    """
     subject, account = figures.subject, figures.account
     foretold = subject.foretold
     return {
@@ -76,12 +96,16 @@ def figures_report(figures: Figures) -> dict[str, object]:
         "overlap": account.overlap,
         "bytes_moved": figures.moved_nbytes,
         "planned_bytes": subject.planned_nbytes,
+        "joules": figures.joules.value,
+        "joules_source": figures.joules.source,
+        "sensors": sensors_report(figures.sensed),
         "lanes": [_lane_report(figures, lane) for lane in account.lanes],
     }
 
 
 def _lane_report(figures: Figures, lane: LaneAccount) -> dict[str, object]:
     wall_s = figures.account.wall_ns / 1e9
+    readings = figures.sensed.of(device_of(lane.lane))
     return {
         "name": lane.lane,
         "device": device_of(lane.lane),
@@ -89,6 +113,22 @@ def _lane_report(figures: Figures, lane: LaneAccount) -> dict[str, object]:
         "states": shares(lane.states),
         "steps_per_s": lane.steps / wall_s,
         "bytes_per_s": lane.nbytes / wall_s,
+        # of the whole device, not of the lane's share in it
+        **{name: reading.value for name, reading in readings.by_name.items()},
+    }
+
+
+def sensors_report(sensed: Sensed) -> dict[str, object]:
+    """What the sensors said: values with their sources, null with the reason."""
+    return {
+        "devices": {
+            name: {quantity: asdict(reading) for quantity, reading in readings.by_name.items()}
+            for name, readings in sensed.devices.items()
+        },
+        "package_w": asdict(sensed.package_w),
+        "battery_w": asdict(sensed.battery_w),
+        "power_source": sensed.power_source,
+        "readings": sensed.readings,
     }
 
 

@@ -19,7 +19,8 @@ from aieflow.ops.errors import ProfileError
 from aieflow.runtime.machine import Machine
 from aieflow.runtime.outline import Recording, recording
 from aieflow.runtime.trace import Trace
-from aieflow.tools.profile_subject import Subject, subject_of
+from aieflow.tools.profile_subject import Subject, device_lines, subject_of
+from aieflow.tools.sensor_log import Sensed, sensor_log
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Profiled:
     traces: tuple[Trace, ...]
     plain_s: tuple[float, ...]  # seconds of the training steps between, which were not recorded
     moved_nbytes: float  # of one training step, by transfers
+    sensed: Sensed  # while active training steps ran, with those between
 
     @property
     def seconds(self) -> float:
@@ -114,9 +116,10 @@ def profiled(
         records: list[StepRecord] = []
         plain_s: list[float] = []
         before = _moved(trainer.machine)
-        for _ in range(schedule.active):
-            records.append(step(True))
-            plain_s.append(step(False).seconds)
+        with sensor_log(device_lines(trainer.machine)) as log:
+            for _ in range(schedule.active):
+                records.append(step(True))
+                plain_s.append(step(False).seconds)
         moved = (_moved(trainer.machine) - before) / (2 * schedule.active)
         if trainer.plan is not plan:
             lost = "; ".join(each.reason for each in trainer.exclusions)
@@ -130,6 +133,7 @@ def profiled(
             traces,
             tuple(plain_s),
             moved,
+            log.sensed(),
         )
 
 

@@ -12,6 +12,7 @@ from aieflow.gpt2.trainer import Trainer, training_graph
 from aieflow.ops.errors import InputError, PlanError, ProfileError
 from aieflow.ops.npu.kernels import CONVERSIONS
 from aieflow.runtime.bounds import bound
+from aieflow.runtime.machine import Machine
 from aieflow.runtime.needs import needs
 from aieflow.runtime.outline import Outline, OutlinedStep, Recording, outline, recording
 from aieflow.runtime.schedule import device_of
@@ -64,6 +65,11 @@ class Subject:
         return known.get(device_of(lane), self.devices[0].identity)
 
 
+def device_lines(machine: Machine) -> tuple[DeviceLine, ...]:
+    """A machine's devices as they are shown."""
+    return tuple(DeviceLine(each.name, each.identity, each.is_emulated) for each in machine.devices)
+
+
 def subject_of(trainer: Trainer) -> Subject:
     """The subject that a trainer is now; asks the calibration of this computer."""
     config, plan, machine = trainer.config, trainer.plan, trainer.machine
@@ -81,7 +87,7 @@ def subject_of(trainer: Trainer) -> Subject:
         reason = str(error)
     return Subject(
         sizes,
-        tuple(DeviceLine(each.name, each.identity, each.is_emulated) for each in machine.devices),
+        device_lines(machine),
         plan.schedule.policy,
         config.batch_size * config.grad_accumulation * config.seq_len,
         plan.graph.flops,

@@ -12,6 +12,8 @@ from aieflow.tools.console import OUT
 from aieflow.tools.forecast import print_table
 from aieflow.tools.profile_report import Figures, diagnosis, gain_words, work_report
 from aieflow.tools.profile_run import Overhead
+from aieflow.tools.sensor_log import EVERY_S, Sensed
+from aieflow.tools.sensor_text import in_words, sources
 
 MOST_ROWS = 24  # of the table by op
 SHOWN = 5  # parts of the critical path, gains
@@ -33,7 +35,7 @@ def print_figures(figures: Figures) -> None:
             f"{figures.predicted_s * 1e3:,.2f} ms (simulated): measured is {figures.error:+.1%}; "
             f"{figures.bound_ratio:.2f}x of the bound"
         )
-    has_copies = any(".copy" in lane.lane for lane in figures.account.lanes)
+    overlap, joules = figures.account.overlap, figures.joules
     lines = {
         "model": subject.model,
         "devices": "; ".join(f"{each.name}: {each.identity}" for each in subject.devices),
@@ -46,13 +48,31 @@ def print_figures(figures: Figures) -> None:
             else {}
         ),
         "predicted": predicted,
-        "overlap": f"{figures.account.overlap:.1%} of what copy lanes do under compute"
-        if has_copies
-        else "nothing is transferred",
+        "overlap": "n/a: nothing is transferred"
+        if overlap is None
+        else f"{overlap:.1%} of what copy lanes do under compute",
         "moved": f"{figures.moved_nbytes / 1e6:,.3f} MB by transfers in each training step",
+        "joules": f"n/a: {joules.source}"
+        if joules.value is None
+        else f"{joules.value:.4g} in each training step: {joules.source}, with all other programs",
     }
     for name, line in lines.items():
         _line(name, line)
+    _print_sensors(figures.sensed)
+
+
+def _print_sensors(sensed: Sensed) -> None:
+    """What the sensors said in the mean, then of each by what, or why it is absent."""
+    heading = "sensors"
+    for name, readings in sensed.devices.items():
+        _line(heading, f"{name}: {in_words(readings)}")
+        heading = ""
+    for text in sources(sensed):
+        _line("", text)
+    if sensed.power_source != "unknown":
+        drawn = sensed.battery_w.value
+        watts = "" if drawn is None else f", {drawn:.1f} W from {sensed.battery_w.source}"
+        _line("power", f"{sensed.power_source}{watts}")
 
 
 def print_works(figures: Figures, rates: Mapping[str, Rates]) -> None:
@@ -127,13 +147,19 @@ def print_diagnosis(figures: Figures, found: WhatIf) -> None:
     _line("", f"(a replay of what was measured is {error:+.1%} off the measured run)")
 
 
-def print_overhead(found: Overhead) -> None:
+def print_overhead(found: Overhead, sensed: Sensed) -> None:
     """What the profiler itself costs."""
     _line(
         "overhead",
         f"recording lengthens a training step by {found.median:+.1%} (median of {found.pairs} "
         f"pairs with and without; half of them from {found.low:+.1%} to {found.high:+.1%})",
     )
+    if sensed.reading_s is not None:
+        _line(
+            "",
+            f"sensors are read each {EVERY_S:g} s beside it, {sensed.readings} times in all: "
+            f"{sensed.reading_s * 1e3:.2f} ms each",
+        )
 
 
 def _line(heading: str, text: str) -> None:
