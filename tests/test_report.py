@@ -122,7 +122,26 @@ def test_the_page_of_a_run(aieflow: Command, run: Path) -> None:
     assert asked <= ids | {"model"}, asked - ids
     assert "a <b> run" in read.texts["h1#"]  # escaped in the file
     assert "devices cpu, policy cpu" in "".join(read.texts.values())
+    assert "n/a: training reads no meter" in "".join(read.texts.values())
     assert "6 of 6" in "".join(read.texts.values())
+
+
+def test_joules_are_named_by_their_meter(aieflow: Command, run: Path) -> None:
+    file = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        if "loss" in line:
+            line |= {"joules": 2.5 * line["training_step"], "joules_source": "package <RAPL>"}
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    read = page(aieflow, run)
+    chart = next(chart for chart in read.data["charts"] if chart["id"] == "energy")
+    assert chart["series"][0]["points"] == [[float(n), 2.5 * n] for n in range(1, 7)]
+    texts = "".join(read.texts.values())
+    assert "Joules a training step: package <RAPL>" in texts
+    assert "median joules a training step" in texts
+    assert "8.75" in read.texts["b#"]  # of 2.5 to 15
+    assert "reads no meter" not in texts
+    assert read.references == []
 
 
 def test_names_cannot_break_out_of_the_page(aieflow: Command, run: Path) -> None:

@@ -22,6 +22,7 @@ from aieflow.tools.report_content import (
     busy_shares,
     charts,
     graph_data,
+    joules_sources,
     middle,
     model_points,
     op_times,
@@ -37,6 +38,10 @@ UNKNOWN = "n/a"
 NO_TRACE = (
     "n/a: no training step was traced. Train with --trace FILE, or name a trace with "
     "`aieflow report RUN --trace FILE`."
+)
+NO_ENERGY = (
+    "n/a: training reads no meter, so that it costs nothing. `aieflow profile` tells the joules of "
+    "a training step, and by which meter, where the computer has one that its user may read."
 )
 NO_MODEL = (
     "n/a: the trace holds no predictions, for this computer was not calibrated when it was "
@@ -104,6 +109,7 @@ def report_text(run: RunFolder, trace: Timeline | None) -> str:
             trace=found,
             trace_mark=_mark(() if trace is None else trace.executors),
             metrics_mark="emulated" if metrics.emulated else "",
+            energy=joules_sources(metrics) or NO_ENERGY,
             no_trace=NO_TRACE,
             ops=_op_rows(times),
             lanes=[] if trace is None else _lane_rows(trace),
@@ -140,6 +146,10 @@ def _tiles(run: RunFolder, metrics: Metrics, nbytes: int | None) -> dict[str, st
     known = [float(loss) for loss in losses if loss is not None]
     seconds, speed = middle(steps, "seconds"), middle(steps, "tokens_per_s")
     emulated = " (emulated)" if metrics.emulated else ""
+    joules = middle(steps, "joules")
+    energy = (
+        {} if joules is None else {f"median joules a training step{emulated}": f"{joules:,.4g}"}
+    )
     loss = steps[-1]["loss"] if steps else None
     return {
         "training steps": f"{len(steps):,} of {run.config.steps:,}",
@@ -149,6 +159,7 @@ def _tiles(run: RunFolder, metrics: Metrics, nbytes: int | None) -> dict[str, st
         if seconds is None
         else f"{seconds * 1e3:,.4g} ms",
         f"median tokens/s{emulated}": UNKNOWN if speed is None else f"{speed:,.0f}",
+        **energy,
         "parameters": f"{run.config.model.parameters:,}",
         "memory planned": UNKNOWN if nbytes is None else f"{nbytes / 1e6:,.1f} MB",
     }

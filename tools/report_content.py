@@ -19,6 +19,7 @@ from aieflow.runtime.timeline import Slice, Timeline
 POINTS = 1000  # of one curve: more are averaged
 SHOWN = ("attention", "matmul", "norm", "npu", "optim", "pointwise")  # families with their colour
 TRANSFERS = ("in", "out", "save")
+UNTOLD = "of a meter that is not named"
 Line = Mapping[str, Any]  # of metrics.jsonl
 Point = tuple[float, float]
 
@@ -124,6 +125,12 @@ def charts(metrics: Metrics) -> list[dict[str, object]]:
             only = [series(key, metrics.steps, key, "norm")]
             found.append({"id": place, "x": "training step", "zero": True, "series": only})
     return found
+
+
+def joules_sources(metrics: Metrics) -> str:
+    """What the joules of training steps are of, and by which meter; nothing where none has any."""
+    told = [str(line.get("joules_source", UNTOLD)) for line in metrics.steps if "joules" in line]
+    return ", ".join(dict.fromkeys(told))
 
 
 def family(op: str) -> str:

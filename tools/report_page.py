@@ -26,6 +26,7 @@ class Page:
     trace: Mapping[str, object] | None
     trace_mark: str  # "simulated" or "emulated" where the trace's times are
     metrics_mark: str  # the same of the metrics' times
+    energy: str  # what joules are of; where there are none, why, and where they are told
     no_trace: str  # why there is none, and how to get one
     ops: Sequence[Sequence[str]]  # a table, its headings first
     lanes: Sequence[Sequence[str]]
@@ -122,11 +123,19 @@ def _charts(page: Page) -> str:
             f'<svg id="{place}" role="img" aria-label="{HEADINGS[place]} by training step"></svg>'
             "</section>"
         )
+    if not any(chart["id"] == "energy" for chart in page.charts):
+        found.append(
+            f'<section><h2>{HEADINGS["energy"]}</h2><p class="note">{escape(page.energy)}</p>'
+            "</section>"
+        )
     return f'<div class="charts">{"".join(found)}</div>'
 
 
 def _heading(page: Page, place: str) -> str:
-    return HEADINGS[place] if place == "loss" else _marked(HEADINGS[place], page.metrics_mark)
+    if place == "loss":
+        return HEADINGS[place]
+    heading = _marked(HEADINGS[place], page.metrics_mark)
+    return f"{heading}: {escape(page.energy)}" if place == "energy" else heading
 
 
 def _marked(heading: str, mark: str) -> str:
