@@ -40,10 +40,11 @@ class GpuSensors:
             return nothing(NO_CARD)
         hwmon = hwmon_of(folder)
         busy = self._read(folder / "gpu_busy_percent", "all programs, amdgpu", 1e-2)
-        use = first_of((busy, self._usage.read(now_s)))
+        if busy.value is None:
+            busy = first_of((busy, self._usage.read(now_s)))
         if hwmon is None:
             known = nothing(f"{self._around.shown(folder)}: its driver has no hwmon")
-            return DeviceReadings(known.power_w, known.temperature_c, known.clock_hz, use)
+            return DeviceReadings(known.power_w, known.temperature_c, known.clock_hz, busy)
         label = read_text(hwmon / "temp1_label").strip()
         clock = self._read(hwmon / "freq1_input", "shaders, amdgpu freq1")
         if clock.value == 0:
@@ -52,7 +53,7 @@ class GpuSensors:
             self._power(hwmon),
             self._read(hwmon / "temp1_input", f"amdgpu {label}".strip(), 1e-3),
             clock,
-            use,
+            busy,
         )
 
     def package_power(self) -> Reading:

@@ -57,12 +57,15 @@ class NpuSensors:
         if not ours:
             return nothing("no NPU in /dev/accel")
         found = self._ask(ours[0], query_sensors)
+        busy = _of(found, "utilization")
+        if busy.value is None:
+            busy = first_of((busy, self._usage.read(now_s)))
         hwmon = self._hwmon(ours[0])
         return DeviceReadings(
             first_of((_of(found, "power"), hwmon["power1_input"])),
             first_of((_of(found, "temperature"), hwmon["temp1_input"])),
             self._clock(ours[0]),
-            first_of((_of(found, "utilization"), self._usage.read(now_s))),
+            busy,
         )
 
     def close(self) -> None:

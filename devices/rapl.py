@@ -6,7 +6,7 @@ CVE-2020-8694 they are root's alone unless an administrator has opened them. The
 
 from pathlib import Path
 
-from aieflow.devices.readings import Rates, Reading, absent, read_number
+from aieflow.devices.readings import ROOT_ONLY, Rates, Reading, absent, read_number
 from aieflow.devices.surroundings import Surroundings, read_text
 
 MOST_W = 2000.0  # of all packages: more is a counter that began anew, not one that wrapped
@@ -43,7 +43,7 @@ class Rapl:
             limit_j = read_number(self._around, zone / "max_energy_range_uj", source, 1e-6)
             watts = self._rates.per_second(zone.name, energy_j.value, now_s, limit_j.value)
             if energy_j.value is None:
-                fault = fault or energy_j
+                fault = fault or _with_remedy(energy_j)
             total = None if watts is None or total is None else total + watts
         if fault is not None:
             return fault
@@ -52,3 +52,9 @@ class Rapl:
         if not 0 < total < MOST_W:
             return absent(f"{source}: its counter {'began anew' if total else 'stands still'}")
         return Reading(total, source)
+
+
+def _with_remedy(reading: Reading) -> Reading:
+    if not reading.source.endswith(ROOT_ONLY):
+        return reading
+    return absent(f"{reading.source} (root may open it: chmod a+r)")

@@ -74,17 +74,16 @@ def why_unreadable(error: OSError) -> str:
 
 def read_number(around: Surroundings, file: Path, source: str, scale: float = 1.0) -> Reading:
     """The number in a file by `scale`; no value, with path and reason, where there is none."""
-    shown = around.shown(file)
     try:
         text = file.read_text(encoding="ascii", errors="replace").strip()
     except OSError as error:
-        return absent(f"{shown}: {why_unreadable(error)}")
+        return absent(f"{around.shown(file)}: {why_unreadable(error)}")
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        return absent(f"{shown}: holds {text[:20]!r}, no number")
+        return absent(f"{around.shown(file)}: holds {text[:20]!r}, no number")
     return Reading(value * scale, source)
 
 

@@ -139,6 +139,8 @@ def desktop(root: Path) -> None:
     """One of Intel's: no battery, no NPU, no GPU that is known."""
     cpu(root)
     rapl(root, 0, None)
+    again = RAPL.replace("intel-rapl", "intel-rapl-mmio")  # the same package by another way
+    write(root, {f"{again}/name": "package-0", f"{again}/energy_uj": 1})
     hwmons(
         root,
         {"name": "coretemp", "temp2_input": 60_000, "temp2_label": "Core 0"},

@@ -56,9 +56,10 @@ class Driver:
     def __init__(self, sensors: Sequence[Record] | int, clock: tuple[int, int] | int) -> None:
         self.sensors, self.clock = sensors, clock
         self.asked: list[int] = []
+        self.opened: int | None = None  # the file that it was asked through
 
     def __call__(self, descriptor: int, request: int, argument: bytearray) -> int:
-        os.fstat(descriptor)  # is open
+        self.opened = os.fstat(descriptor).st_ino  # is open
         assert request == 0xC0106447
         param, nbytes = (int.from_bytes(argument[at : at + 4], "little") for at in (0, 4))
         address = int.from_bytes(argument[8:16], "little")
@@ -176,6 +177,7 @@ def test_an_npu_that_goes_away_and_comes_back(tmp_path: Path) -> None:
     write(tmp_path, {"dev/accel/accel0": ""})
     driver.sensors, driver.clock = STRIX, (400, 1000)
     assert sensors.read(4.0).power_w.value == pytest.approx(1.87)
+    assert driver.opened == (tmp_path / "dev/accel/accel0").stat().st_ino
     sensors.close()
     sensors.close()
 
