@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from aieflow.ops.npu.design import (
     A_CHANNEL,
-    B_CHANNEL,
     C_CHANNEL,
     IN_NBYTES,
     OUT_NBYTES,
@@ -111,7 +110,7 @@ def prepare(program: Program, design: GemmDesign) -> Work:
         return _Stream(tuple(queued.pop(channel, ())))
 
     a = tuple(stream((design.carrier(row), "in", A_CHANNEL)) for row in range(design.rows))
-    b = tuple(stream((column, "in", B_CHANNEL)) for column in range(design.columns))
+    b = tuple(stream((column, "in", design.b_channel(column))) for column in range(design.columns))
     c = []
     for column in range(design.columns):
         channel = (column, "out", C_CHANNEL)
@@ -122,7 +121,8 @@ def prepare(program: Program, design: GemmDesign) -> Work:
     for row, one in enumerate(a):
         _expect(one, tiles * inner * design.m * design.k * IN_NBYTES, (row, "in", A_CHANNEL))
     for column, one in enumerate(b):
-        _expect(one, tiles * inner * design.k * design.n * IN_NBYTES, (column, "in", B_CHANNEL))
+        channel = (column, "in", design.b_channel(column))
+        _expect(one, tiles * inner * design.k * design.n * IN_NBYTES, channel)
     if queued:
         raise StallError(f"tasks on channels that the design does not use: {sorted(queued)}")
     return Work(

@@ -17,7 +17,7 @@ from iron_structure import fifos
 from aieflow.devices import xrt_emulator_array
 from aieflow.ops.npu.design import GemmDesign, GemmSize, gemm_program
 from aieflow.ops.npu.generation import NPU1
-from aieflow.ops.npu.iron_gemm import ELEMENT_NBYTES, gemm_module, operand_of
+from aieflow.ops.npu.iron_gemm import ELEMENT_NBYTES, gemm_module
 from aieflow.ops.npu.iron_release import Iron
 from aieflow.ops.npu.layout import a_layout, b_layout, c_layout, gathered, scattered
 from aieflow.ops.npu.program import DmaTask
@@ -78,7 +78,7 @@ def tiles_of(design: GemmDesign, size: GemmSize) -> dict[str, list[int]]:
     starts: dict[str, list[int]] = {}
     for task in gemm_program(design, size).commands:
         if isinstance(task, DmaTask):
-            operand = operand_of(task)
+            operand = task.argument
             nbytes = ELEMENT_NBYTES[operand]
             step = tile[operand]
             count = task.nbytes // task.repeat // nbytes // step

@@ -87,7 +87,8 @@ def play(
     }
     for column in range(design.columns):
         outputs: list[list[Floats]] = []
-        b_stream = stream(program, b, (column, 1))
+        brings_a = column % (design.columns // design.rows) == 0
+        b_stream = stream(program, b, (column, int(brings_a)))
         for row in range(design.rows):
             tiles, inner = (written[column, row + 2, at] for at in (0, 4))
             a_tiles = cut(stream(program, a, (design.carrier(row), 0)), m * k)

@@ -17,6 +17,12 @@ core's multiply reads them, so the memory tiles only forward:
 - C (f32): for each array column all row blocks, in each all column blocks, in each the tile of each
   core row.
 
+A shim's channels are numbered as mlir-aie numbers them, since one xclbin serves streams that it
+did not write: each fifo that ends at a tile takes the first free channel of its direction, and
+fifos come in the order of their names, a0, ..., b0, ... So B has channel 1 beside an A, and channel
+0 in a column that brings none. Read in mlir-aie's sources of 2026 (IRON's Program, and the pass
+that lowers object fifos); nobody has seen a compiled design. `aieflow npu build` compares.
+
 Per row block the tile row of A is streamed once for each column block, and B once as a whole. Row
 blocks are tasked in groups: a group is known to be done when its C has arrived, since every
 tile of A and B went into it; its descriptors are used again by the group after the next.
@@ -37,7 +43,7 @@ from aieflow.ops.npu.program import (
 )
 
 A, B, C = 0, 1, 2  # buffer arguments
-A_CHANNEL, B_CHANNEL, C_CHANNEL = 0, 1, 0  # of a shim: two in, one out
+A_CHANNEL, C_CHANNEL = 0, 0  # of a shim, in and out; B's is `GemmDesign.b_channel`
 IN_NBYTES, OUT_NBYTES = 2, 4  # of an element: bf16 in, f32 out
 PARAMETERS = 2  # runtime parameters of a core: tiles of C, products for each
 PARAMETERS_NBYTES = 32  # kept free for them at the end of a core's memory
@@ -113,6 +119,11 @@ class GemmDesign:
     def carrier(self, row: int) -> int:
         """The column whose shim brings the A tiles of a row of cores."""
         return row * (self.columns // self.rows)
+
+    def b_channel(self, column: int) -> int:
+        """The channel of a column's shim on which B comes in: the first that A leaves free."""
+        carriers = {self.carrier(row) for row in range(self.rows)}
+        return A_CHANNEL + 1 if column in carriers else A_CHANNEL
 
     def padded(self, size: GemmSize) -> GemmSize:
         """The size with M, K and N rounded up to the granule."""
@@ -214,7 +225,7 @@ def _group_tasks(
         yield DmaTask(
             column,
             "in",
-            B_CHANNEL,
+            design.b_channel(column),
             descriptor + 1,
             B,
             GRANULE_NBYTES * b_length * column,

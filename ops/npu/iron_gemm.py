@@ -26,7 +26,6 @@ import numpy as np
 from aieflow.ops.errors import PlanError
 from aieflow.ops.npu.checker import check
 from aieflow.ops.npu.design import (
-    A_CHANNEL,
     IN_NBYTES,
     OUT_NBYTES,
     PARAMETERS,
@@ -217,7 +216,7 @@ def _sequence(
                 case DmaTask():
                     if command.direction == "out" and command.column == 0:  # a group begins with C
                         groups.append(iron.iron.TaskGroup())
-                    end = ends[operand_of(command), command.column]
+                    end = ends[command.argument, command.column]
                     move = end.fill if command.direction == "in" else end.drain
                     move(
                         buffers[command.argument],
@@ -232,13 +231,6 @@ def _sequence(
                     pass
 
     return sequence
-
-
-def operand_of(task: DmaTask) -> int:
-    """The operand whose channel a task is on."""
-    if task.direction == "out":
-        return C
-    return A if task.channel == A_CHANNEL else B
 
 
 def _pattern(design: GemmDesign, program: Program, task: DmaTask, iron: Iron) -> Handle:
