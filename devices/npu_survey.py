@@ -18,7 +18,7 @@ from aieflow.devices.surroundings import (
     read_text,
 )
 
-NEEDS_DESIGN = "chosen only by name, with a design: `--devices npu --xclbin FILE`"
+NEEDS_DESIGN = "chosen only by name (`--devices npu`), with a design: `aieflow npu build` makes it"
 INSTALL_XRT = "install XRT with its amdxdna plugin"
 PYTHON_TAG = re.compile(r"\.(?:cpython-|cp)(\d)(\d+)")  # pyxrt.cpython-312-..., pyxrt.cp313-...
 LIBRARY = "libxrt_coreutil.so*"

@@ -1,19 +1,28 @@
-"""`aieflow npu doctor` on computers that tests make up: one that is well, each thing missing once.
-
-Outputs of `xrt-smi` are as users have posted them to issue lists.
-"""
+"""`aieflow npu doctor` on made-up computers: one that is well, and each thing missing once."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from conftest import Command
+from npu_computers import (
+    ABSENT,
+    BUILT,
+    EXAMINED,
+    FILES,
+    LOG,
+    OLD_DRIVER,
+    PLATFORM,
+    TOOLS,
+    computer,
+    files,
+)
+from rich.text import Text
 
 from aieflow.devices import xrt_emulator_commands
 from aieflow.devices.npu import NpuDevice
-from aieflow.devices.surroundings import OpenClDescription, Surroundings
 from aieflow.devices.xclbin import emulated_xclbin, write_xclbin
 from aieflow.devices.xrt_emulator import XrtEmulator
 from aieflow.devices.xrt_emulator_array import write_zeros
@@ -22,99 +31,8 @@ from aieflow.ops.npu.design import DESIGNS, GemmSize
 from aieflow.ops.npu.iron_release import LLVM_AIE_VERSION, MLIR_AIE_VERSION
 from aieflow.tools import npu as command
 from aieflow.tools.npu_builds import Build
-from aieflow.tools.npu_doctor import Check, Computer, can_run, diagnose
+from aieflow.tools.npu_doctor import Check, can_run, diagnose
 from aieflow.tools.npu_smoke import describe, smoke_test
-
-EXAMINED = """System Configuration
-  OS Name              : Linux
-  Release              : 6.11.0-21-generic
-  Machine              : x86_64
-  Memory               : 15597 MB
-  Distribution         : Ubuntu 24.04.2 LTS
-
-XRT
-  Version              : 2.19.0
-  Branch               : HEAD
-  Hash Date            : 2025-03-30 09:47:56
-  amdxdna              : 2.19.0_20250330, 7c1d273ef9946848a9f236f1216cfda10d9465cb
-  NPU Firmware Version : 1.0.0.63
-
-Device(s) Present
-|BDF             |Name          |
-|----------------|--------------|
-|[0000:67:00.1]  |RyzenAI-npu4  |
-"""
-PLATFORM = """
----------------------
-[0000:67:00.1] : RyzenAI-npu4
----------------------
-Platform
-  Name                   : NPU
-  Power Mode             : Default
-"""
-ABSENT = EXAMINED[: EXAMINED.index("Device(s) Present")] + "Device(s) Present\n  0 devices found\n"
-OLD_DRIVER = ABSENT + "ERROR: DRM_IOCTL_AMDXDNA_GET_INFO IOCTL failed (err=-95): Not supported\n"
-FILES = {
-    "proc/sys/kernel/osrelease": "6.14.0-24-generic\n",
-    "proc/cmdline": "BOOT_IMAGE=/vmlinuz root=/dev/nvme0n1p2 quiet splash\n",
-    "sys/kernel/security/lockdown": "[none] integrity confidentiality\n",
-    "sys/class/iommu/ivhd0/name": "",
-    "sys/bus/pci/devices/0000:67:00.1/vendor": "0x1022\n",
-    "sys/bus/pci/devices/0000:67:00.1/device": "0x17f0\n",
-    "sys/bus/pci/devices/0000:00:00.0/vendor": "0x1022\n",
-    "sys/bus/pci/devices/0000:00:00.0/device": "0x1507\n",
-    "sys/module/amdxdna/version": "0.6.0\n",
-    "sys/class/accel/accel0/device/fw_version": "1.0.0.63\n",
-    "dev/accel/accel0": "",
-    "opt/xilinx/xrt/version.json": '{"BUILD_VERSION": "2.19.0"}',
-    "opt/xilinx/xrt/lib/libxrt_driver_xdna.so.2": "",
-}
-VERSIONS = {"mlir_aie": MLIR_AIE_VERSION, "llvm-aie": LLVM_AIE_VERSION}
-TOOLS = {"xclbinutil": "/opt/xilinx/xrt/bin/xclbinutil", "llvm-objcopy": "/usr/bin/llvm-objcopy"}
-BUILT = Path("/builds/npu2/design.xclbin")
-
-
-def no_opencl() -> Sequence[OpenClDescription]:
-    raise AssertionError("the doctor asked for OpenCL")
-
-
-def computer(
-    root: Path,
-    files: Mapping[str, str | None] | None = None,
-    *,
-    examined: str | None = EXAMINED,
-    platform: str | None = PLATFORM,
-    environment: dict[str, str] | None = None,
-    has_pyxrt: bool = True,
-    is_accessible: bool = True,
-    locked_nbytes: int | None = None,
-    python: tuple[int, int] = (3, 12),
-    versions: Mapping[str, str] | None = None,
-    tools: Mapping[str, str] | None = None,
-    built: Path | None = BUILT,
-) -> Computer:
-    """A laptop with an NPU2 on which all is well, but for what is given; None: no such file."""
-    for path, text in {**FILES, **(files or {})}.items():
-        if text is not None:
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_text(text, encoding="utf-8")
-    outputs = {("xrt-smi", "examine"): examined, ("xrt-smi", "examine", "-r", "platform"): platform}
-    around = Surroundings(
-        root,
-        environment or {},
-        lambda module: has_pyxrt and module == "pyxrt",
-        lambda file: is_accessible,
-        no_opencl,
-        python,
-        locked_nbytes,
-    )
-    return Computer(
-        around,
-        lambda words: outputs[tuple(words)],
-        (VERSIONS if versions is None else versions).get,
-        (TOOLS if tools is None else tools).get,
-        lambda generation: built if generation == "npu2" else None,
-    )
 
 
 def test_a_computer_where_all_is_well(tmp_path: Path) -> None:
@@ -130,6 +48,8 @@ def test_a_computer_where_all_is_well(tmp_path: Path) -> None:
         "XRT": "2.19 with the amdxdna plugin",
         "pyxrt": "found by this Python (3.12)",
         "XRT sees it": "RyzenAI-npu4 at 0000:67:00.1",
+        "same release": "XRT 2.19, amdxdna 2.19",
+        "driver's log": "no complaint of amdxdna",
         "power mode": "Default",
         "design": str(BUILT),
         "mlir-aie": MLIR_AIE_VERSION,
@@ -149,24 +69,19 @@ def test_an_empty_computer_says_it_of_everything(tmp_path: Path) -> None:
             nothing,
             examined=None,
             platform=None,
+            log=None,
             has_pyxrt=False,
             versions={},
             tools={},
             built=None,
         )
     )
-    assert [check.name for check in checks if check.is_ok] == ["locked memory", "power mode"]
-    assert all(check.remedy for check in checks if not check.is_ok)
+    assert [check.name for check in checks if check.is_ok] == ["locked memory"]
+    unknown = [check for check in checks if not check.is_known]
+    assert [check.name for check in unknown] == ["same release", "driver's log", "power mode"]
+    assert all(check.fact.startswith("not told: ") for check in unknown)
+    assert all(check.remedy for check in checks if not check.is_ok and check.is_known)
     assert not can_run(checks)
-
-
-def files(**changes: str | None) -> dict[str, object]:
-    """Other files; the key is the end of the path."""
-    found: dict[str, str | None] = {}
-    for end, text in changes.items():
-        (path,) = (path for path in FILES if path.replace("/", "_").endswith(end))
-        found[path] = text
-    return {"files": found}
 
 
 @pytest.mark.parametrize(
@@ -191,6 +106,12 @@ def files(**changes: str | None) -> dict[str, object]:
             "IOMMU",
             "none in /sys/class/iommu",
             "enable the IOMMU in the BIOS",
+        ),
+        (
+            {"files": {"boot/config-6.14.0-24-generic": "CONFIG_AMD_IOMMU=y\n"}},
+            "IOMMU",
+            "/boot/config-6.14.0-24-generic lacks CONFIG_IOMMU_SVA",
+            "take a kernel that has CONFIG_IOMMU_SVA",
         ),
         (files(dev_accel_accel0=None), "/dev/accel", "no node of amdxdna", "`sudo dmesg | grep"),
         ({"is_accessible": False}, "/dev/accel", "not accessible to you", "usermod -aG render"),
@@ -242,13 +163,19 @@ def files(**changes: str | None) -> dict[str, object]:
             "none is built for npu2",
             "aieflow npu build --generation npu2",
         ),
+        (
+            {"faults": ("design.xclbin is not the file that was built", "another")},
+            "design",
+            "/builds/npu2/design.xclbin: design.xclbin is not the file that was built",
+            "aieflow npu build --generation npu2 --anew",
+        ),
     ],
 )
 def test_what_is_missing_is_told_with_its_remedy(
     tmp_path: Path, change: dict[str, object], name: str, fact: str, remedy: str
 ) -> None:
     checks = diagnose(computer(tmp_path, **change))  # type: ignore[arg-type]  # of several types
-    (found,) = (check for check in checks if not check.is_ok)
+    (found,) = (check for check in checks if not check.is_ok and check.is_known)
     assert found.name == name
     assert fact in found.fact
     assert found.remedy is not None
@@ -292,6 +219,98 @@ def test_a_slow_power_mode_is_a_note(tmp_path: Path) -> None:
     assert (found.name, found.fact, found.is_needed) == ("power mode", "Powersaver", False)
     assert "--pmode performance" in str(found.remedy)
     assert can_run(checks)
+
+
+@pytest.mark.parametrize(
+    ("lines", "fact", "remedy"),
+    [
+        (
+            [
+                "aie2_check_protocol: Incompatible firmware protocol major 7 minor 2",
+                "aie2_hw_start: firmware is not alive",
+            ],
+            "aie2_hw_start: firmware is not alive",
+            "must be of one release",
+        ),
+        (
+            [
+                "aie2_get_mgmt_chann_info: Invalid mbox magic 0x30ec000",
+                "aie2_smu_exec: smu cmd 4 failed, 0xff",
+            ],
+            "Invalid mbox magic",
+            "must be of one release",
+        ),
+        (
+            ["Direct firmware load for amdnpu/1502_00/npu.sbin failed with error -2"],
+            "npu.sbin failed",
+            "install the NPU's firmware",
+        ),
+        (
+            ["amdxdna_drm_open: SVA bind device failed, ret -95"],
+            "SVA bind device failed, ret -95",
+            "take `iommu=pt`, `iommu.passthrough=1`",
+        ),
+        (["aie2_tdr_work: TDR timeout"], "TDR timeout", "sudo modprobe -r amdxdna"),
+        (["something else *ERROR* 7"], "something else", "report the line"),
+    ],
+)
+def test_the_drivers_complaints_are_advice(
+    tmp_path: Path, lines: list[str], fact: str, remedy: str
+) -> None:
+    log = LOG + "".join(f"[  9.1] amdxdna 0000:67:00.1: [drm] *ERROR* {each}\n" for each in lines)
+    checks = diagnose(computer(tmp_path, log=log))
+    (found,) = (check for check in checks if not check.is_ok)
+    assert (found.name, found.is_needed, found.is_known) == ("driver's log", False, True)
+    assert fact in found.fact
+    assert not found.fact.startswith("[")
+    assert remedy in str(found.remedy)
+    assert can_run(checks)
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "reason"),
+    [
+        ({"log": None}, "driver's log", "only root may read"),
+        ({"log": "dmesg: read kernel buffer failed: Operation not permitted\n"}, "driver's log",
+         "only root may read"),
+        ({"log": "[ 1.6] Linux version 6.14\n"}, "driver's log", "no line of amdxdna"),
+        ({"platform": None}, "power mode", "no command xrt-smi"),
+        ({"platform": "Platform\n  Name : NPU\n"}, "power mode", "xrt-smi names none"),
+        ({"examined": EXAMINED.replace("2.19.0_20250330, 7c1d", "7c1d")}, "same release",
+         "the driver names no release"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_told_is_neither_ok_nor_in_the_way(
+    tmp_path: Path, change: dict[str, str | None], name: str, reason: str
+) -> None:
+    checks = diagnose(computer(tmp_path, **change))  # type: ignore[arg-type]  # of several types
+    (found,) = (check for check in checks if not check.is_ok)
+    assert (found.name, found.is_known, found.is_needed) == (name, False, False)
+    assert found.fact.startswith("not told: ")
+    assert reason in found.fact
+    assert can_run(checks)
+
+
+def test_releases_that_differ_are_a_note(tmp_path: Path) -> None:
+    older = EXAMINED.replace("2.19.0_20250330", "2.18.0_20241204")
+    (found,) = (c for c in diagnose(computer(tmp_path, examined=older)) if not c.is_ok)
+    assert (found.name, found.fact) == ("same release", "XRT 2.19, amdxdna 2.18")
+    assert (found.is_needed, found.is_known) == (False, True)
+    assert "must be of one release" in str(found.remedy)
+
+
+def test_lines_break_at_words_and_keep_commands_whole(tmp_path: Path) -> None:
+    changes = files(dev_accel_accel0=None)
+    checks = diagnose(computer(tmp_path, platform=None, log=None, **changes))  # type: ignore[arg-type]
+    whole, narrow = command.lines(checks), command.lines(checks, 80)
+    column = len("not ok  ") + len("Peano (llvm-aie)  ")
+    for line in (part for text in narrow for part in Text.from_markup(text).plain.splitlines()):
+        assert len(line) <= 80
+        assert line[:8].strip() in ("ok", "not ok", "n/a", "")
+    assert [" ".join(text.split()) for text in narrow] == [" ".join(text.split()) for text in whole]
+    (node,) = (text for text in narrow if "/dev/accel " in text)
+    assert f"\n{' ' * (column + 3)}`sudo dmesg | grep amdxdna` says why" in node
+    assert sum("n/a   " in text for text in narrow) == 2
 
 
 # --- the command, and the smoke test on the emulator
@@ -351,7 +370,7 @@ def test_the_command_ends_with_0_where_a_run_is_possible(
     assert result.code == 0
     assert "ok      XRT sees it       RyzenAI-npu4 at 0000:67:00.1" in result.out
     assert "product 1024x768x768: equal to numpy's" in result.out
-    assert result.out.endswith("possible; measure it: `aieflow calibrate --device npu`\n")
+    assert result.out.endswith("possible; measure it: `aieflow npu doctor --calibrate`\n")
 
 
 def test_the_command_ends_with_1_and_says_how_many(
@@ -363,7 +382,21 @@ def test_the_command_ends_with_1_and_says_how_many(
     assert "not ok  pyxrt             not installed\n" in result.out
     assert "-> install XRT with its amdxdna plugin" in result.out
     assert "smoke" not in result.out
-    assert result.out.endswith("not possible: 2 of 16 checks are not ok\n")
+    assert result.out.endswith("not possible: 2 of 18 checks are not ok\n")
+
+
+def test_a_calibration_follows_where_all_is_well(
+    doctored: Callable[..., None], aieflow: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(command, "calibrate", lambda **given: asked.append(given))
+    doctored()
+    assert aieflow("npu", "doctor", "--no-smoke", "--calibrate").code == 0
+    assert asked == [{"quick": True, "device": "npu"}]
+    doctored(has_pyxrt=False)
+    assert aieflow("npu", "doctor", "--calibrate").code == 1
+    assert aieflow("npu", "doctor", "--calibrate", "--json").code == 2
+    assert len(asked) == 1
 
 
 def test_a_failing_smoke_test_is_the_answer(
@@ -388,5 +421,6 @@ def test_json_holds_every_check(doctored: Callable[..., None], aieflow: Command)
     document = json.loads(aieflow("npu", "doctor", "--json", "--no-smoke").out)
     assert document["can_run"] is True
     assert document["smoke_test"] is None
-    assert len(document["checks"]) == 16
-    assert set(document["checks"][0]) == {"name", "is_ok", "fact", "remedy", "is_needed"}
+    assert len(document["checks"]) == 18
+    keys = {"name", "is_ok", "fact", "remedy", "is_needed", "is_known"}
+    assert set(document["checks"][0]) == keys

@@ -180,7 +180,7 @@ def test_a_ryzen_laptop_shows_what_it_has(tmp_path: Path) -> None:
         "XRT": "in /opt/xilinx/xrt",
         "pyxrt": "installed",
         "locked memory": "2,048 MiB",
-        "use": "chosen only by name, with a design: `--devices npu --xclbin FILE`",
+        "use": "chosen only by name (`--devices npu`), with a design: `aieflow npu build` makes it",
     }
     assert found["npu"] == Finding("npu", True, "RyzenAI-npu4, firmware 1.0.0.63", facts)
 

@@ -44,6 +44,7 @@ from aieflow.tools.calibration_report import (
 from aieflow.tools.calibration_visit import Pool, visit
 from aieflow.tools.computer_profile import fingerprints, profile_file
 from aieflow.tools.console import ERR, OUT
+from aieflow.tools.npu_here import built_xclbin
 
 AUTO = "auto"
 QUICK_S = 100.0  # after which no visit begins: two minutes in all
@@ -153,7 +154,12 @@ def _opened(names: tuple[str, ...], lanes: int | None) -> Iterator[dict[str, Dev
     with ExitStack() as stack:
         opened: dict[str, Device] = {}
         for name in names:
-            opened[name] = open_device(name, lanes if name == "cpu" else None, cache=cache_folder())
+            opened[name] = open_device(
+                name,
+                lanes if name == "cpu" else None,
+                cache=cache_folder(),
+                xclbin=built_xclbin() if name == "npu" else None,
+            )
             stack.callback(opened[name].close)
         yield opened
 

@@ -21,10 +21,12 @@ from aieflow.runtime.simulate import joules, simulate
 from aieflow.runtime.step_cost import MachineStepCost, StepCost, StepWork
 from aieflow.runtime.trace import Trace
 from aieflow.tools.console import OUT
+from aieflow.tools.folding import fold, print_line, terminal_width
 
 CULPRITS = 10  # of exposed transfers, in JSON
 SHOWN = 3  # causes in one line
 WIDEST = 160  # columns of a table
+CAUSES = 30  # columns that the causes of idleness get on the narrowest terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +168,12 @@ def print_gap(found: Forecast) -> None:
     lies = found.gap
     table = figures_table("lane", "idle s (simulated)")
     table.add_column("waits for (simulated)")
+    width = terminal_width()  # the two other columns take what their longest texts take
+    used = max(map(len, lies.lanes), default=0) + len("idle s (simulated)") + 4
+    room = None if width is None else max(CAUSES, width - used)
     for lane, each in lies.lanes.items():
-        table.add_row(lane, f"{sum(each.idle.values()):.4f}", _largest(each.idle))
+        causes = fold(_largest(each.idle), 0, room)
+        table.add_row(lane, f"{sum(each.idle.values()):.4f}", causes)
     print_table(table)
     worst = {each.name: each.seconds for each in lies.exposed[:SHOWN]}
     lines = {
@@ -179,7 +185,7 @@ def print_gap(found: Forecast) -> None:
     }
     OUT.print()
     for name, line in lines.items():
-        OUT.print(f"{name:<11} {line}", markup=False, emoji=False)
+        print_line(name, line)
 
 
 def print_table(table: Table) -> None:

@@ -27,6 +27,7 @@ from aieflow.tools.computer_profile import measured_step_cost
 from aieflow.tools.emulation import open_emulated_npu
 from aieflow.tools.machine_conflicts import require_effect
 from aieflow.tools.machine_options import SETTINGS, Settings
+from aieflow.tools.npu_here import built_xclbin
 from aieflow.tools.search import Aim
 
 AUTO = "auto"
@@ -83,7 +84,7 @@ def opened_machine(asked: MachineAsked, given: Settings | None = None) -> Iterat
                     name,
                     asked.lanes,
                     cache=cache_folder(),
-                    xclbin=_file(asked.xclbin),
+                    xclbin=_file(asked.xclbin) or (built_xclbin() if name == "npu" else None),
                     allow_fp16=asked.allow_fp16,
                 )
             stack.callback(device.close)

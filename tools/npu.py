@@ -3,7 +3,6 @@
 import json
 import platform
 import shutil
-import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
@@ -18,12 +17,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from aieflow.devices.npu import NpuDevice
-from aieflow.devices.registry import cache_folder, here
 from aieflow.devices.xrt import load_pyxrt
 from aieflow.ops.errors import AieflowError, InputError
 from aieflow.ops.npu.design import DESIGNS, GemmDesign
 from aieflow.ops.npu.iron_release import WANTED, installed_version, version_fault
+from aieflow.tools.calibrate import calibrate
 from aieflow.tools.console import ERR, OUT
+from aieflow.tools.folding import fold, terminal_width
 from aieflow.tools.npu_builds import (
     Build,
     build_faults,
@@ -35,13 +35,13 @@ from aieflow.tools.npu_builds import (
     parallel_builds,
     remove_builds,
 )
-from aieflow.tools.npu_doctor import Check, Computer, can_run, diagnose
+from aieflow.tools.npu_doctor import Check, can_run, diagnose
+from aieflow.tools.npu_here import builds_folder, this_computer
 from aieflow.tools.npu_smoke import SmokeTest, describe, smoke_test
 
 npu = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Check the NPU, and build its designs."
 )
-COMMAND_S = 30.0  # that a command which is only asked may take
 ALL = "all"
 Generation = Annotated[
     str | None, typer.Option(help=f"{', '.join(DESIGNS)} or {ALL}; default: this computer's.")
@@ -52,11 +52,16 @@ Generation = Annotated[
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     smoke: Annotated[bool, typer.Option(help="Compute and measure if all is well.")] = True,
+    then_calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Then calibrate it, in under two minutes.")
+    ] = False,
 ) -> None:
     """Say what a run on the NPU needs of this computer, and the remedy for what is missing.
 
     The exit code is 0 when a run is possible and 1 when not. Example: aieflow npu doctor
     """
+    if then_calibrate and as_json:
+        raise InputError("--calibrate prints tables: leave --json out, or --calibrate")
     checks = diagnose(this_computer())
     found, failure = _smoke(checks) if smoke and can_run(checks) else (None, None)
     is_well = can_run(checks) and failure is None
@@ -70,7 +75,7 @@ def doctor(
         OUT.out(json.dumps(document, indent=2), highlight=False)
     else:
         OUT.print(f"aieflow {version('aieflow')}, Python {platform.python_version()}")
-        for line in lines(checks):
+        for line in lines(checks, terminal_width()):
             OUT.print(line)
         for line in describe(found) if found is not None else ():
             OUT.print(escape(line))
@@ -79,21 +84,31 @@ def doctor(
         OUT.print(_conclusion(checks, failure, found is not None))
     if not is_well:
         raise typer.Exit(1)
+    if then_calibrate:
+        calibrate(quick=True, device="npu")
 
 
-def lines(checks: Sequence[Check]) -> tuple[str, ...]:
-    """A line for each check, with the remedy below it where it is not ok."""
-    width = max(len(check.name) for check in checks)
+def lines(checks: Sequence[Check], width: int | None = None) -> tuple[str, ...]:
+    """A line for each check, the remedy below it where it is not ok; `width`: of a terminal."""
+    names = max(len(check.name) for check in checks)
+    column = len("not ok") + 2 + names + 2
     found = []
     for check in checks:
-        word = "[green]ok    [/]" if check.is_ok else "[red]not ok[/]"
-        if not check.is_ok and not check.is_needed:
-            word = "[yellow]note  [/]"
-        text = f"{word}  {check.name:{width}}  {escape(check.fact)}"
+        fact = escape(fold(check.fact, column, width))
+        text = f"{_word(check)}  {check.name:{names}}  {fact}"
         if not check.is_ok and check.remedy:
-            text += f"\n{' ' * (10 + width)}-> {escape(check.remedy)}"
+            remedy = escape(fold(check.remedy, column + 3, width))
+            text += f"\n{' ' * column}-> {remedy}"
         found.append(text)
     return tuple(found)
+
+
+def _word(check: Check) -> str:
+    if check.is_ok:
+        return "[green]ok    [/]"
+    if not check.is_known:
+        return "[dim]n/a   [/]"
+    return "[red]not ok[/]" if check.is_needed else "[yellow]note  [/]"
 
 
 def _conclusion(checks: Sequence[Check], failure: str | None, is_tested: bool) -> str:
@@ -102,40 +117,8 @@ def _conclusion(checks: Sequence[Check], failure: str | None, is_tested: bool) -
         return f"a run on the NPU is not possible: {missing} of {len(checks)} checks are not ok"
     if failure is not None:
         return "a run on the NPU is not possible: the smoke test failed"
-    after = "; measure it: `aieflow calibrate --device npu`" if is_tested else ""
+    after = "; measure it: `aieflow npu doctor --calibrate`" if is_tested else ""
     return f"a run on the NPU is possible{after}"
-
-
-def this_computer() -> Computer:
-    """The computer as this process sees it."""
-    root = builds_folder()
-
-    def find(generation: str) -> Path | None:
-        build = find_build(root, generation)
-        return None if build is None else build.xclbin
-
-    return Computer(here(), _output, installed_version, shutil.which, find)
-
-
-def builds_folder() -> Path:
-    """Where built designs are kept: a folder of the user's, which need not exist yet."""
-    return cache_folder().parent / "npu"
-
-
-def _output(command: Sequence[str]) -> str | None:
-    """What a command prints; None where there is none, or it does not end."""
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=COMMAND_S,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout + done.stderr
 
 
 def _smoke(checks: Sequence[Check]) -> tuple[SmokeTest | None, str | None]:

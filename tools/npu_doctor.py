@@ -18,17 +18,13 @@ from aieflow.devices.npu import CHIPS
 from aieflow.devices.npu_survey import INSTALL_XRT, SMALL_LOCK_NBYTES, survey_npu
 from aieflow.devices.surroundings import JOIN_RENDER, Surroundings, device_nodes, read_text
 from aieflow.ops.npu.iron_release import LLVM_AIE, MLIR_AIE, version_fault
+from aieflow.tools.npu_log import MATCH, complaint, driver_lines
 
 AMD, NPU1_ID, NPU2_ID = "0x1022", "0x1502", "0x17f0"  # on the PCI bus
 GENERATION_OF = {NPU1_ID: "npu1", NPU2_ID: "npu2"}
 OLDEST_KERNEL, FIRST_KERNEL = (6, 10), (6, 14)  # that the driver supports; that brings it along
 OLDEST_XRT = (2, 16)  # with register_xclbin and hw_context
 PLUGIN = "libxrt_driver_xdna.so*"
-RELOAD = "`sudo modprobe -r amdxdna && sudo modprobe amdxdna`"
-MATCH = (
-    "firmware, driver and XRT must be of one release: update all three together (linux-firmware, "
-    f"the amdxdna driver, XRT with its plugin), then reboot or {RELOAD}"
-)
 PRESENT = re.compile(r"^\|\[([0-9a-fA-F:.]+)\]\s*\|([^|]+)\|", re.MULTILINE)
 SLOW_MODES = ("powersaver", "balanced")
 
@@ -42,17 +38,19 @@ class Computer:
     installed: Callable[[str], str | None]  # the version of a Python package
     find_tool: Callable[[str], str | None]  # the path of a command
     find_build: Callable[[str], Path | None]  # a generation's finished build
+    build_faults: Callable[[str], tuple[str, ...]]  # what is wrong with it
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at."""
+    """One thing looked at; what cannot be told is not ok, not needed, and not known."""
 
     name: str
     is_ok: bool
     fact: str
     remedy: str | None = None
     is_needed: bool = True  # without it nothing runs; what is not needed is advice
+    is_known: bool = True
 
 
 def diagnose(computer: Computer) -> tuple[Check, ...]:
@@ -72,10 +70,17 @@ def diagnose(computer: Computer) -> tuple[Check, ...]:
         _xrt(around, examined),
         _pyxrt(around),
         _xrt_sees(examined),
+        _release(examined),
+        _log(computer),
         _power_mode(computer),
-        _design(generation, build),
+        _design(generation, build, () if build is None else computer.build_faults(str(generation))),
         *_toolchain(computer, is_needed=build is None),
     )
+
+
+def seen_generation(around: Surroundings) -> str | None:
+    """The generation of the computer's NPU, as bus or driver tell; None where there is none."""
+    return _chip(around)[1]
 
 
 def can_run(checks: Sequence[Check]) -> bool:
@@ -149,6 +154,16 @@ def _iommu(around: Surroundings) -> Check:
             "none in /sys/class/iommu",
             "enable the IOMMU in the BIOS, and take a kernel with CONFIG_AMD_IOMMU and "
             "CONFIG_IOMMU_SVA (distributions' kernels have them)",
+        )
+    release = read_text(around.path("/proc/sys/kernel/osrelease")).strip()
+    config = read_text(around.path(f"/boot/config-{release}"))
+    if config and "CONFIG_IOMMU_SVA=y" not in config:
+        return Check(
+            "IOMMU",
+            False,
+            f"/boot/config-{release} lacks CONFIG_IOMMU_SVA",
+            "the driver shares addresses through it: take a kernel that has CONFIG_IOMMU_SVA "
+            "(distributions' kernels have it)",
         )
     return Check("IOMMU", True, "on")
 
@@ -278,13 +293,47 @@ def _xrt_sees(examined: str | None) -> Check:
     return Check(name, False, fact, MATCH)
 
 
+def _unknown(name: str, reason: str, remedy: str | None = None) -> Check:
+    """A check of which nothing can be said: neither ok nor in the way."""
+    return Check(name, False, reason, remedy, is_needed=False, is_known=False)
+
+
+def _release(examined: str | None) -> Check:
+    """XRT and the driver are built from one source, and numbered alike where XRT brought both."""
+    name = "same release"
+    if examined is None:
+        return _unknown(name, "not told: there is no command xrt-smi")
+    xrt = re.search(r"^XRT\s*\n\s*Version\s*:\s*(\d+\.\d+)", examined, re.MULTILINE)
+    driver = re.search(r"^\s*amdxdna\s*:\s*(\d+\.\d+)\.\d+_", examined, re.MULTILINE)
+    if xrt is None or driver is None:
+        return _unknown(name, "not told: the driver names no release of XRT (the kernel's own)")
+    is_ok = xrt[1] == driver[1]
+    fact = f"XRT {xrt[1]}, amdxdna {driver[1]}"
+    return Check(name, is_ok, fact, None if is_ok else MATCH, is_needed=False)
+
+
+def _log(computer: Computer) -> Check:
+    name, ask = "driver's log", "`sudo dmesg | grep amdxdna` shows it"
+    log = computer.run(["dmesg"])
+    if log is None or "Operation not permitted" in log:
+        return _unknown(name, "not told: only root may read the kernel's log", ask)
+    if not driver_lines(log):
+        return _unknown(name, "not told: the kernel's log has no line of amdxdna")
+    found = complaint(log)
+    if found is None:
+        return Check(name, True, "no complaint of amdxdna", is_needed=False)
+    return Check(name, False, found.line, found.remedy, is_needed=False)
+
+
 def _power_mode(computer: Computer) -> Check:
-    said = re.search(
-        r"Power Mode\s*:\s*(\S+)",
-        computer.run(["xrt-smi", "examine", "-r", "platform"]) or "",
-    )
+    answer = computer.run(["xrt-smi", "examine", "-r", "platform"])
+    said = re.search(r"Power Mode\s*:\s*(\S+)", answer or "")
+    if answer is None:
+        return _unknown("power mode", "not told: there is no command xrt-smi")
     if said is None:
-        return Check("power mode", True, "not told", is_needed=False)
+        return _unknown(
+            "power mode", "not told: xrt-smi names none (`xrt-smi examine -r platform`)"
+        )
     is_slow = said[1].lower() in SLOW_MODES
     return Check(
         "power mode",
@@ -295,7 +344,7 @@ def _power_mode(computer: Computer) -> Check:
     )
 
 
-def _design(generation: str | None, build: Path | None) -> Check:
+def _design(generation: str | None, build: Path | None, faults: Sequence[str]) -> Check:
     name = "design"
     if generation is None:
         return Check(name, False, "which to take is not known", "see NPU, above")
@@ -305,6 +354,13 @@ def _design(generation: str | None, build: Path | None) -> Check:
             False,
             f"none is built for {generation}",
             f"run `aieflow npu build --generation {generation}`",
+        )
+    if faults:
+        return Check(
+            name,
+            False,
+            f"{build}: {faults[0]}",
+            f"run `aieflow npu build --generation {generation} --anew`",
         )
     return Check(name, True, str(build))
 

@@ -27,6 +27,7 @@ from aieflow.runtime.plan import Plan
 from aieflow.runtime.step_cost import MachineStepCost
 from aieflow.tools.computer_profile import measured_step_cost
 from aieflow.tools.console import OUT
+from aieflow.tools.folding import print_line
 from aieflow.tools.forecast import (
     Forecast,
     figures_table,
@@ -166,7 +167,7 @@ def _print_forecast(machine: str, found: Forecast) -> None:
     OUT.print()
     lines = {"foretold": f"for {machine} (simulated)", **summary(found)}
     for name, line in lines.items():
-        OUT.print(f"{name:<11} {line}", markup=False, emoji=False)
+        print_line(name, line)
     print_lanes(found.trace)
     print_gap(found)
 
@@ -200,7 +201,7 @@ def _print_summary(planned: _Planned) -> None:
         f"(graph {planned.graph_s:.2f}, plan {planned.plan_s:.2f})",
     }
     for name, line in lines.items():
-        OUT.print(f"{name:<11} {line}", markup=False, emoji=False)
+        print_line(name, line)
     for table in (_op_table(made), _memory_table(planned), _lane_table(made)):
         print_table(table)
 

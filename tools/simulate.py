@@ -29,6 +29,7 @@ from aieflow.runtime.plan import Plan
 from aieflow.runtime.step_cost import MachineStepCost
 from aieflow.runtime.timeline import Recorded
 from aieflow.tools.console import OUT
+from aieflow.tools.folding import print_line
 from aieflow.tools.forecast import Forecast, forecast, print_gap, print_lanes, report, summary
 from aieflow.tools.machine_options import Settings
 from aieflow.tools.machines import (
@@ -220,7 +221,7 @@ def simulate_command(
         return
     _print(found, profile, varied)
     for name, line in search_lines(search).items() if search is not None else ():
-        OUT.print(f"{name:<11} {line}", markup=False, emoji=False)
+        print_line(name, line)
     if swings is not None:
         print_sweep(swings)
     if trace is not None:
@@ -309,6 +310,6 @@ def _print(found: Forecast, machine: MachineProfile, varied: Sequence[str]) -> N
         **summary(found),
     }
     for name, line in lines.items():
-        OUT.print(f"{name:<11} {line}", markup=False, emoji=False)
+        print_line(name, line)
     print_lanes(found.trace)
     print_gap(found)

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from aieflow.profiles.figure import Figure
 from aieflow.tools.console import OUT
+from aieflow.tools.folding import print_line
 from aieflow.tools.forecast import print_table
 from aieflow.tools.sweep import Outcome, Sweep, quantiles
 
@@ -81,7 +82,7 @@ def print_sweep(found: Sweep) -> None:
     )
     OUT.print()
     for name, line in zip(("figures", *MEASURES, "conclusion"), lines, strict=True):
-        OUT.print(f"{name:<11} {line}", markup=False, emoji=False)
+        print_line(name, line)
 
 
 MEASURES: dict[str, Callable[[Outcome], float]] = {
