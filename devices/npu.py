@@ -22,7 +22,7 @@ import psutil
 
 from aieflow.devices.base import Buffer, Device, Direction, Moved
 from aieflow.devices.npu_memory import NpuMemory, new_buffer
-from aieflow.devices.xclbin import Xclbin, read_design, read_xclbin
+from aieflow.devices.xclbin import MAKE, REMEDY, Xclbin, read_design, read_xclbin
 from aieflow.devices.xrt import COMPLETED, PENDING, Handle, Xrt, XrtBuffer, XrtRun
 from aieflow.devices.xrt_errors import state_error, xrt_error
 from aieflow.ops.errors import AieflowError, DeviceError
@@ -30,6 +30,7 @@ from aieflow.ops.graph import Node
 from aieflow.ops.kernel import Call, HostKernel, Kernel
 from aieflow.ops.npu.catalogue import design_kernels
 from aieflow.ops.npu.design import GemmDesign, GemmSize
+from aieflow.ops.npu.generation import GENERATIONS
 from aieflow.ops.npu.instructions import Words, encode
 from aieflow.ops.npu.kernels import NpuKernel
 from aieflow.ops.npu.ops import gemm_size_of
@@ -107,7 +108,7 @@ class NpuDevice(Device):
             if arguments < BUFFERS + 3:
                 raise DeviceError(
                     f"npu: {xclbin}: kernel {content.kernel} has {arguments} arguments, a GEMM "
-                    f"needs {BUFFERS + 3}: make it again with mlir-aie"
+                    f"needs {BUFFERS + 3}: {REMEDY}"
                 )
             self._device.register_xclbin(handle)
             self._context = xrt.hw_context(self._device, handle.get_uuid())
@@ -278,14 +279,17 @@ class NpuDevice(Device):
         if np.all(found == size.K):
             return
         if not found.any():
+            mine = self._design.generation.name
+            other = " or ".join(name for name in GENERATIONS if name != mine)
             raise DeviceError(
                 "npu: a product of ones gives zeros: the xclbin is for another generation than "
-                f"this NPU ({self._identity}): build it with mlir-aie for the right one"
+                f"this NPU ({self._identity}): build it for the right one: "
+                f"`aieflow npu build --generation {other}`"
             )
         raise DeviceError(
             f"npu: a product of ones gives {found[found != size.K][0]} instead of {size.K}: the "
-            "xclbin holds another design than it says, or the NPU is in a bad state: build it "
-            "again with mlir-aie, and reload the amdxdna module"
+            "xclbin holds another design than it says, or the NPU is in a bad state: "
+            f"{REMEDY}, and reload the amdxdna module"
         )
 
 
@@ -372,21 +376,20 @@ def check_xclbin(path: Path, content: Xclbin, design: GemmDesign, chip: str) -> 
         if generation != wanted and any(name in chip.lower() for name in names):
             raise DeviceError(
                 f"npu: the chip {chip!r} is of the generation {generation}, the design is of "
-                f"{wanted}: use the design for {generation}"
+                f"{wanted}: use the design for {generation}: "
+                f"`aieflow npu build --generation {generation}`"
             )
     is_emulated = "emulated" in chip
     if content.is_emulated and not is_emulated:
         raise DeviceError(
-            f"npu: {path} is for the emulator and holds no program for {chip}: build one with "
-            "mlir-aie"
+            f"npu: {path} is for the emulator and holds no program for {chip}: make one: {MAKE}"
         )
     if content.generation is not None and content.generation != wanted:
         raise DeviceError(
             f"npu: {path} is for the generation {content.generation}, not {wanted}: it would give "
-            "zeros: build it for this one with mlir-aie"
+            f"zeros: build it for this one: `aieflow npu build --generation {wanted}`"
         )
     if content.design is not None and read_design(content) != design:
         raise DeviceError(
-            f"npu: {path} holds the design {dict(content.design)}, not {design}: build it again "
-            "with mlir-aie"
+            f"npu: {path} holds the design {dict(content.design)}, not {design}: {REMEDY}"
         )

@@ -47,7 +47,7 @@ MAX_SECTIONS = 256
 MAX_NBYTES = 1 << 30
 DPU = 7  # IP type of a kernel that runs instruction streams
 FORMAT = "aieflow NPU design"
-REMEDY = "make it again with mlir-aie"
+MAKE, REMEDY = "`aieflow npu build`", "make it again: `aieflow npu build --anew`"
 
 Json = Mapping[str, Any]  # parsed JSON, whose values the type system cannot follow
 
@@ -201,7 +201,7 @@ def read_xclbin(path: Path) -> Xclbin:
             raise InputError(f"{path}: {path.stat().st_size} bytes are no xclbin: {REMEDY}")
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}: give an xclbin, or {REMEDY}") from None
+        raise InputError(f"{path}: {error.strerror}: give an xclbin, or make one: {MAKE}") from None
     reader = _Reader(path, content)
     header = reader.unpack(HEADER, 0, "header")
     if header[0] != MAGIC:
@@ -351,7 +351,7 @@ def read_design(xclbin: Xclbin) -> GemmDesign:
     names = {field.name for field in fields(GemmDesign)} - {"generation"}
     design, generation = xclbin.design, xclbin.generation
     if design is None or generation is None:
-        raise InputError(f"xclbin {xclbin.uuid} describes no design: {REMEDY}")
+        raise InputError(f"xclbin {xclbin.uuid} describes no design: make one: {MAKE}")
     if generation not in GENERATIONS:
         raise InputError(
             f"xclbin {xclbin.uuid} is for {generation!r}: there are {', '.join(GENERATIONS)}"

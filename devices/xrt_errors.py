@@ -49,8 +49,8 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     ),
     (
         r"CREATE_HWCTX",
-        "the driver refuses the xclbin: build it for this NPU's generation with mlir-aie, and "
-        "check `dmesg`",
+        "the driver refuses the xclbin: build it for this NPU's generation "
+        "(`aieflow npu build`), and check `dmesg`",
     ),
     (
         r"err=-?(95|25)\b|Operation not supported|Inappropriate ioctl",
@@ -75,10 +75,10 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         r"SYNC_BO|past buffer size",
         "a buffer is smaller than what is moved: this is a fault of aieflow, please report it",
     ),
-    (r"No such kernel", "the xclbin is not aieflow's: make one with mlir-aie"),
+    (r"No such kernel", "the xclbin is not aieflow's: make one: `aieflow npu build`"),
     (
         r"failed to open xclbin|No such file|xclbin",
-        "give the path of an xclbin that mlir-aie made",
+        "give the path of an xclbin, or make one: `aieflow npu build`",
     ),
 )
 UNKNOWN = "check `dmesg` and `xrt-smi examine`"

@@ -175,7 +175,7 @@ def test_an_npu_opens_with_what_python_calls_pyxrt(
     assert emulator.open_contexts == 0
     monkeypatch.setitem(sys.modules, "pyxrt", XrtEmulator(DESIGNS["npu1"].generation))
     with pytest.raises(
-        InputError, match=r"^npu does not open: the chip .* use the design for npu1"
+        InputError, match=r"^npu does not open: the chip .*: `aieflow npu build --generation npu1`"
     ):
         open_device("npu", xclbin=xclbin)
 

@@ -213,7 +213,7 @@ def test_a_damaged_container_is_refused(
         read_xclbin(path)
     assert words in str(error.value)
     assert str(path) in str(error.value)
-    assert "make it again with mlir-aie" in str(error.value)
+    assert "make it again: `aieflow npu build --anew`" in str(error.value)
 
 
 def test_no_single_flipped_byte_crashes_the_reader(tmp_path: Path, content: bytes) -> None:
