@@ -13,7 +13,8 @@
 - `npu` the NPU over XRT: `xrt` what of pyxrt is used, `xrt_errors` its errors and their remedies,
   `npu_memory` buffer objects, `xclbin` the container of a design
 - `xrt_emulator` pyxrt without hardware; with `_buffers` incoherent memory, `_commands` queues and
-  execution, `_array` the design's dataflow, `_clock` latencies, `_faults` failures on order
+  execution, `_array` a product's dataflow, `_stream` an elementwise function's, `_moves` what DMA
+  tasks move, `_clock` latencies, `_faults` failures on order
 - `described` devices to plan for, that run nothing
 - `fake` scripted kernels and failures, `fake_remote` the same with a memory side of its own: tests
 """

@@ -22,6 +22,8 @@ from xml.etree import ElementTree
 from aieflow.ops.errors import InputError
 from aieflow.ops.npu.design import GemmDesign
 from aieflow.ops.npu.generation import GENERATIONS
+from aieflow.ops.npu.standard import AnyDesign
+from aieflow.ops.npu.streaming import INPUTS, StreamDesign
 
 MAGIC = b"xclbin2\0"
 HEADER = struct.Struct("<8s i 28s 256s Q QQQ HBB HH 16s 64s 16s 16s I 4x")
@@ -104,9 +106,9 @@ def gemm_arguments(buffers: int = 5) -> tuple[Argument, ...]:
     )
 
 
-def emulated_xclbin(gemm: GemmDesign, buffers: int = 5) -> Xclbin:
+def emulated_xclbin(described: AnyDesign, buffers: int = 5) -> Xclbin:
     """A container for the emulator; equal designs have equal uuids."""
-    generation, design = gemm.generation.name, describe_design(gemm)
+    generation, design = described.generation.name, describe_design(described)
     content = json.dumps({"generation": generation, "design": design}, sort_keys=True)
     arguments = gemm_arguments(buffers)
     return Xclbin(
@@ -337,8 +339,8 @@ class _Reader:
         return generation, design
 
 
-def describe_design(design: GemmDesign) -> Json:
-    """A design as JSON; `read_design` is its inverse."""
+def describe_design(design: AnyDesign) -> Json:
+    """A design as JSON; `read_any_design` is its inverse."""
     return {
         field.name: getattr(design, field.name)
         for field in fields(design)
@@ -346,22 +348,44 @@ def describe_design(design: GemmDesign) -> Json:
     }
 
 
-def read_design(xclbin: Xclbin) -> GemmDesign:
-    """The design that a container describes; raises InputError where it describes none."""
-    names = {field.name for field in fields(GemmDesign)} - {"generation"}
-    design, generation = xclbin.design, xclbin.generation
-    if design is None or generation is None:
-        raise InputError(f"xclbin {xclbin.uuid} describes no design: make one: {MAKE}")
+def design_of(generation: str, description: Json) -> AnyDesign:
+    """The design that JSON describes; raises InputError with what it should have."""
     if generation not in GENERATIONS:
-        raise InputError(
-            f"xclbin {xclbin.uuid} is for {generation!r}: there are {', '.join(GENERATIONS)}"
-        )
-    if set(design) != names or not all(
+        raise InputError(f"it is for {generation!r}: there are {', '.join(GENERATIONS)}")
+    numbers = dict(description)
+    function = numbers.pop("function", None)
+    kind = GemmDesign if function is None else StreamDesign
+    names = {field.name for field in fields(kind)} - {"generation", "function"}
+    if set(numbers) != names or not all(
         isinstance(value, int) and not isinstance(value, bool) and value > 0
-        for value in design.values()
+        for value in numbers.values()
     ):
         raise InputError(
-            f"xclbin {xclbin.uuid} describes the design {dict(design)}, "
+            f"it describes the design {dict(description)}, "
             f"which should have positive integers {sorted(names)}: {REMEDY}"
         )
-    return GemmDesign(GENERATIONS[generation], **design)
+    if function is None:
+        return GemmDesign(GENERATIONS[generation], **numbers)
+    if function not in INPUTS:
+        raise InputError(f"it computes {function!r}: there are {', '.join(INPUTS)}: {REMEDY}")
+    return StreamDesign(GENERATIONS[generation], function, **numbers)
+
+
+def read_any_design(xclbin: Xclbin) -> AnyDesign:
+    """The design that a container describes; raises InputError where it describes none."""
+    if xclbin.design is None or xclbin.generation is None:
+        raise InputError(f"xclbin {xclbin.uuid} describes no design: make one: {MAKE}")
+    try:
+        return design_of(xclbin.generation, xclbin.design)
+    except InputError as error:
+        raise InputError(f"xclbin {xclbin.uuid}: {error}") from None
+
+
+def read_design(xclbin: Xclbin) -> GemmDesign:
+    """The product's design that a container describes; raises InputError where it has another."""
+    design = read_any_design(xclbin)
+    if not isinstance(design, GemmDesign):
+        raise InputError(
+            f"xclbin {xclbin.uuid} computes {design.function}, no products: make one: {MAKE}"
+        )
+    return design

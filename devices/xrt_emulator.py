@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
-from aieflow.devices.xclbin import Bank, Xclbin, read_design, read_xclbin
+from aieflow.devices.xclbin import Bank, Xclbin, read_any_design, read_xclbin
 from aieflow.devices.xrt_emulator_buffers import (
     NO_BANK,
     BufferFlags,
@@ -162,7 +162,7 @@ class EmulatedContext:
 
     def __init__(self, emulator: "XrtEmulator", xclbin: Xclbin) -> None:
         try:
-            design = read_design(xclbin) if xclbin.design is not None else None
+            design = read_any_design(xclbin) if xclbin.design is not None else None
         except InputError as error:
             raise RuntimeError(f"hw_context: {error}") from None
         self.slot = emulator.take_slot()

@@ -4,18 +4,27 @@ Streams are made of what the shims' DMA tasks move, pass by pass; the cores take
 multiply: bf16 operands, fp32 sums. A *panel* is the K/k tiles that go into one tile of C. Work is
 done in GEMMs as large as the streams allow: all rows of cores of a column, and all consecutive
 tiles of C for which the panel of A stays the same, at once.
-
-What the hardware would do with a bad stream cannot be known; here the array waits for ever
-(`StallError`), or faults where it would touch memory beyond its buffers (`BadAccessError`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 
+from aieflow.devices.xrt_emulator_moves import (
+    Bytes,
+    Channel,
+    Granules,
+    StallError,
+    Stream,
+    commanded,
+    drain,
+    expect,
+    offsets,
+    one_pass,
+)
 from aieflow.ops.npu.design import (
     A_CHANNEL,
     C_CHANNEL,
@@ -24,33 +33,10 @@ from aieflow.ops.npu.design import (
     PARAMETERS,
     GemmDesign,
 )
-from aieflow.ops.npu.generation import GRANULE_NBYTES
-from aieflow.ops.npu.program import DmaTask, LockSet, ParameterWrite, Program, Sync
+from aieflow.ops.npu.program import DmaTask, Program
 
-Bytes = npt.NDArray[np.uint8]
-Granules = npt.NDArray[np.uint32]
 Halves = npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float32]
-Channel = tuple[int, str, int]  # column, direction, number
-
-
-class StallError(Exception):
-    """The array waits for something that never comes."""
-
-
-class BadAccessError(Exception):
-    """A DMA would leave its buffer."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Stream:
-    """What goes through one channel in one direction."""
-
-    tasks: tuple[DmaTask, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(task.nbytes for task in self.tasks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +46,9 @@ class Work:
     design: GemmDesign
     tiles: int  # of C, for each core
     inner: int  # products for each of them
-    a: tuple[_Stream, ...]  # by row of cores
-    b: tuple[_Stream, ...]  # by column
-    c: tuple[_Stream, ...]  # by column; only what the program waits for
+    a: tuple[Stream, ...]  # by row of cores
+    b: tuple[Stream, ...]  # by column
+    c: tuple[Stream, ...]  # by column; only what the program waits for
     flops: int
     nbytes: int  # that the DMAs move
 
@@ -79,52 +65,24 @@ def prepare(program: Program, design: GemmDesign) -> Work:
         for column in range(design.columns)
         for row in range(design.rows)
     ]
-    written: dict[tuple[int, int], dict[int, int]] = {core: {} for core in cores}
-    released: set[tuple[int, int]] = set()
-    queued: dict[Channel, list[DmaTask]] = {}
-    waited: dict[Channel, int] = {}
-    for command in program.commands:
-        if isinstance(command, ParameterWrite):
-            written.setdefault((command.column, command.row), {})[command.address] = command.value
-        elif isinstance(command, LockSet):
-            if command.lock == design.barrier_lock and command.value == 1:
-                released.add((command.column, command.row))
-        elif isinstance(command, DmaTask):
-            queued.setdefault((command.column, command.direction, command.channel), []).append(
-                command
-            )
-        elif isinstance(command, Sync):
-            channel = (command.column, command.direction, command.channel)
-            waited[channel] = _after_next_token(queued.get(channel, []), waited.get(channel, 0))
-    if not released.issuperset(cores):
-        raise StallError(f"{len(set(cores) - released)} cores wait at their barriers")
     addresses = [design.parameters_address + 4 * index for index in range(PARAMETERS)]
-    found = {tuple(written[core].get(address, 0) for address in addresses) for core in cores}
-    if len(found) != 1:
-        raise StallError(f"cores were given different parameters: {sorted(found)}")
-    tiles, inner = found.pop()
-    if tiles < 1 or inner < 1:
-        raise StallError(f"cores were given no work: {tiles} tiles of {inner} products")
-
-    def stream(channel: Channel) -> _Stream:
-        return _Stream(tuple(queued.pop(channel, ())))
-
+    said = commanded(program, cores, addresses, design.barrier_lock)
+    tiles, inner = said.parameters
+    stream = said.take
     a = tuple(stream((design.carrier(row), "in", A_CHANNEL)) for row in range(design.rows))
     b = tuple(stream((column, "in", design.b_channel(column))) for column in range(design.columns))
     c = []
     for column in range(design.columns):
-        channel = (column, "out", C_CHANNEL)
+        channel: Channel = (column, "out", C_CHANNEL)
         all_tasks = stream(channel)
-        _expect(all_tasks, tiles * design.rows * design.m * design.n * OUT_NBYTES, channel)
-        # What nobody waits for may still be on its way when the command ends: it is left undone.
-        c.append(_Stream(all_tasks.tasks[: waited.get(channel, 0)]))
+        expect(all_tasks, tiles * design.rows * design.m * design.n * OUT_NBYTES, channel)
+        c.append(said.awaited(all_tasks, channel))
     for row, one in enumerate(a):
-        _expect(one, tiles * inner * design.m * design.k * IN_NBYTES, (row, "in", A_CHANNEL))
+        expect(one, tiles * inner * design.m * design.k * IN_NBYTES, (row, "in", A_CHANNEL))
     for column, one in enumerate(b):
         channel = (column, "in", design.b_channel(column))
-        _expect(one, tiles * inner * design.k * design.n * IN_NBYTES, channel)
-    if queued:
-        raise StallError(f"tasks on channels that the design does not use: {sorted(queued)}")
+        expect(one, tiles * inner * design.k * design.n * IN_NBYTES, channel)
+    said.expect_empty()
     return Work(
         design,
         tiles,
@@ -135,19 +93,6 @@ def prepare(program: Program, design: GemmDesign) -> Work:
         flops=2 * tiles * inner * len(cores) * design.m * design.k * design.n,
         nbytes=sum(one.nbytes for one in (*a, *b, *c)),
     )
-
-
-def _after_next_token(tasks: Sequence[DmaTask], first: int) -> int:
-    """The place behind the next task from `first` on that sends a token."""
-    for place in range(first, len(tasks)):
-        if tasks[place].has_token:
-            return place + 1
-    raise StallError("the controller waits for a token that no task sends")
-
-
-def _expect(stream: _Stream, nbytes: int, channel: Channel) -> None:
-    if stream.nbytes != nbytes:
-        raise StallError(f"stream {channel} moves {stream.nbytes} bytes, the cores take {nbytes}")
 
 
 def execute(work: Work, memory: Mapping[int, Bytes]) -> None:
@@ -183,13 +128,7 @@ def execute(work: Work, memory: Mapping[int, Bytes]) -> None:
             out[tiles[0] : tiles[-1] + 1] = product.reshape(
                 design.rows, m, r, len(tiles), n, t
             ).transpose(3, 0, 1, 4, 2, 5)
-        _drain(out.reshape(-1).view(np.uint32), work.c[column], memory)
-
-
-def write_zeros(work: Work, memory: Mapping[int, Bytes]) -> None:
-    """What an array does that was set up for another generation: zeros, and no error."""
-    for stream in work.c:
-        _drain(np.zeros(stream.nbytes // GRANULE_NBYTES, np.uint32), stream, memory)
+        drain(out.reshape(-1).view(np.uint32), work.c[column], memory)
 
 
 def _selection(places: list[int]) -> slice | list[int]:
@@ -198,14 +137,14 @@ def _selection(places: list[int]) -> slice | list[int]:
     return slice(first, last) if places == list(range(first, last)) else places
 
 
-def _panels(stream: _Stream, nbytes: int, memory: Mapping[int, Bytes]) -> tuple[Halves, list[int]]:
+def _panels(stream: Stream, nbytes: int, memory: Mapping[int, Bytes]) -> tuple[Halves, list[int]]:
     """The different panels of a stream, and which of them follow each other in it."""
     pieces: list[Granules] = []
     order: list[int] = []
     count = 0
     for task in stream.tasks:
         passes = task.repeat if task.iteration_stride else 1
-        task_pieces = [_pass(task, offset, memory) for offset in _offsets(task, passes)]
+        task_pieces = [one_pass(task, offset, memory) for offset in offsets(task, passes)]
         pieces += task_pieces
         here = sum(piece.nbytes for piece in task_pieces)
         if here % nbytes:
@@ -215,46 +154,6 @@ def _panels(stream: _Stream, nbytes: int, memory: Mapping[int, Bytes]) -> tuple[
         count += panels
     joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     return joined.view(np.uint16).reshape(-1, nbytes // IN_NBYTES), order
-
-
-def _offsets(task: DmaTask, passes: int) -> list[int]:
-    return [offset for offset, _ in zip(task.pass_offsets(), range(passes), strict=False)]
-
-
-def _pass(task: DmaTask, offset: int, memory: Mapping[int, Bytes]) -> Granules:
-    """The granules that one pass visits, in its order; a view where it is linear."""
-    granules = _granules(task, memory)[offset // GRANULE_NBYTES :]
-    if task.is_linear:
-        return granules[: task.length]
-    return _strided(granules, task).reshape(-1)
-
-
-def _strided(granules: Granules, task: DmaTask) -> Granules:
-    return np.lib.stride_tricks.as_strided(
-        granules, task.sizes, tuple(GRANULE_NBYTES * stride for stride in task.strides)
-    )
-
-
-def _granules(task: DmaTask, memory: Mapping[int, Bytes]) -> Granules:
-    if task.argument not in memory:
-        raise BadAccessError(f"buffer argument {task.argument} was not set")
-    data = memory[task.argument]
-    if task.offset_nbytes < 0 or task.end_nbytes > data.nbytes:
-        raise BadAccessError(
-            f"a DMA touches byte {task.end_nbytes - 1} of a buffer of {data.nbytes} bytes"
-        )
-    return data[: data.nbytes // GRANULE_NBYTES * GRANULE_NBYTES].view(np.uint32)
-
-
-def _drain(granules: Granules, stream: _Stream, memory: Mapping[int, Bytes]) -> None:
-    """Write a stream to where its tasks say."""
-    first = 0
-    for task in stream.tasks:
-        target = _granules(task, memory)
-        for offset in task.pass_offsets():
-            piece = granules[first : first + task.length]
-            _strided(target[offset // GRANULE_NBYTES :], task)[...] = piece.reshape(task.sizes)
-            first += task.length
 
 
 def _widened(bits: Halves) -> Floats:

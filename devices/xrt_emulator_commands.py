@@ -13,26 +13,24 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from aieflow.devices.xclbin import Argument
-from aieflow.devices.xrt_emulator_array import (
-    BadAccessError,
-    StallError,
-    Work,
-    execute,
-    prepare,
-    write_zeros,
-)
+from aieflow.devices.xrt_emulator_array import Work, execute, prepare
 from aieflow.devices.xrt_emulator_buffers import NO_BANK, Allocation, EmulatedBuffer, clone_buffer
 from aieflow.devices.xrt_emulator_clock import EmulatedClock, Kind
 from aieflow.devices.xrt_emulator_faults import Faults
+from aieflow.devices.xrt_emulator_moves import BadAccessError, StallError, write_zeros
+from aieflow.devices.xrt_emulator_stream import StreamWork, execute_stream, prepare_stream
 from aieflow.ops.errors import InputError
 from aieflow.ops.npu.design import GemmDesign
 from aieflow.ops.npu.generation import Generation
 from aieflow.ops.npu.instructions import decode
+from aieflow.ops.npu.program import Program
+from aieflow.ops.npu.standard import AnyDesign
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -76,12 +74,15 @@ TIMEOUT = CommandState.ERT_CMD_STATE_TIMEOUT.value
 _ENDS = {"lost": ABORT, "error": ERROR, "abort": ABORT, "timeout": TIMEOUT}
 
 
+AnyWork: TypeAlias = Work | StreamWork
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What an xclbin makes of the array."""
 
     generation: str
-    design: GemmDesign | None
+    design: AnyDesign | None
     arguments: tuple[Argument, ...]
     bank_of: dict[int, int]
 
@@ -117,7 +118,7 @@ class EmulatedArray:
         self.multiplies = True  # False: commands take their time and leave results as they are
         self.lock = threading.Lock()
         self._context: int | None = None
-        self._works: dict[tuple[GemmDesign, bytes], tuple[Work, bool]] = {}
+        self._works: dict[tuple[AnyDesign, bytes], tuple[AnyWork, bool]] = {}
 
     def execute(
         self, one: Execution, context: int, is_first: bool, begun: float, stopped: threading.Event
@@ -144,7 +145,7 @@ class EmulatedArray:
                 work, is_match = self._understand(one)
                 if is_match and self.multiplies:
                     with np.errstate(all="ignore"):  # the array knows no warnings
-                        execute(work, one.buffers)
+                        _run(work, one.buffers)
                 elif not is_match:
                     write_zeros(work, one.buffers)
                 state = COMPLETED
@@ -161,7 +162,7 @@ class EmulatedArray:
             self.clock.note_command_end()
         one.end(state)
 
-    def _understand(self, one: Execution) -> tuple[Work, bool]:
+    def _understand(self, one: Execution) -> tuple[AnyWork, bool]:
         """The work of an instruction stream, and whether array, xclbin and stream match."""
         design = one.setup.design
         if design is None:
@@ -181,14 +182,27 @@ class EmulatedArray:
         if found is None:
             program = decode(np.frombuffer(content, np.uint32))
             names = {self.generation.name, one.setup.generation, program.generation.name}
-            found = prepare(program, design), len(names) == 1
+            found = _prepared(program, design), len(names) == 1
             if len(self._works) >= WORKS_KEPT:
                 self._works.clear()
             self._works[design, content] = found
         return found
 
 
-def _flip(work: Work, buffers: dict[int, Bytes]) -> None:
+def _prepared(program: Program, design: AnyDesign) -> AnyWork:
+    if isinstance(design, GemmDesign):
+        return prepare(program, design)
+    return prepare_stream(program, design)
+
+
+def _run(work: AnyWork, buffers: dict[int, Bytes]) -> None:
+    if isinstance(work, Work):
+        execute(work, buffers)
+    else:
+        execute_stream(work, buffers)
+
+
+def _flip(work: AnyWork, buffers: dict[int, Bytes]) -> None:
     """Turn sign and exponent of the first number that each task writes."""
     for task in work.outputs:
         buffers[task.argument][task.offset_nbytes + 3] ^= 0xFF

@@ -22,15 +22,17 @@ from aieflow.devices.xclbin import (
     USER_METADATA,
     emulated_xclbin,
     gemm_arguments,
-    read_design,
+    read_any_design,
     read_xclbin,
     write_xclbin,
 )
 from aieflow.ops.errors import DeviceError, InputError
-from aieflow.ops.npu import iron_gemm, iron_release
-from aieflow.ops.npu.design import DESIGNS, GemmDesign, gemm_program
+from aieflow.ops.npu import iron_gemm, iron_pin, iron_release, iron_streaming
+from aieflow.ops.npu.design import DESIGNS
 from aieflow.ops.npu.instructions import encode_program
 from aieflow.ops.npu.program import DmaTask, ParameterWrite, Program
+from aieflow.ops.npu.standard import NAMES, STANDARD, AnyDesign, smallest_program
+from aieflow.ops.npu.streaming import StreamDesign
 from aieflow.tools import npu as command
 from aieflow.tools.npu_builds import (
     BUILD_FILE,
@@ -71,7 +73,7 @@ def with_sections(file: Path, drop: int, add: dict[int, bytes]) -> None:
 
 
 def compiled(
-    design: GemmDesign,
+    design: AnyDesign,
     folder: Path,
     *,
     buffers: int = 5,
@@ -83,7 +85,7 @@ def compiled(
     file = folder / XCLBIN
     write_xclbin(file, replace(emulated_xclbin(design, buffers), kernel=kernel))
     with_sections(file, USER_METADATA, {} if partition is None else {AIE_PARTITION: partition})
-    words = encode_program(edit(gemm_program(design, design.granule)))
+    words = encode_program(edit(smallest_program(design)))
     (folder / INSTRUCTIONS).write_bytes(words.tobytes())
 
 
@@ -92,29 +94,45 @@ def described(file: Path, text: str) -> None:
     with_sections(file, USER_METADATA, {USER_METADATA: text.encode()})
 
 
-def test_a_build_is_verified_described_and_found_again(tmp_path: Path) -> None:
-    made = make_build(tmp_path, NPU1, compiled, described)
-    assert made.folder == tmp_path / build_name(NPU1)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_build_is_verified_described_and_found_again(name: str, tmp_path: Path) -> None:
+    design = STANDARD["npu1"][name]
+    made = make_build(tmp_path, design, compiled, described)
+    assert made.folder == tmp_path / build_name(design)
+    assert made.folder.name.startswith(f"npu1-{name}-")
     assert made.is_current
-    assert find_build(tmp_path, "npu1") == made
-    assert find_build(tmp_path, "npu2") is None
+    found = {(g, n): find_build(tmp_path, g, n) for g in STANDARD for n in NAMES}
+    assert [place for place, build in found.items() if build is not None] == [("npu1", name)]
+    assert found["npu1", name] == made
     content = read_xclbin(made.xclbin)
     assert not content.is_emulated
-    assert read_design(content) == NPU1
+    assert read_any_design(content) == design
     assert build_faults(made) == ()
     assert sorted(file.name for file in made.folder.iterdir()) == [BUILD_FILE, XCLBIN, INSTRUCTIONS]
 
 
 def test_the_name_is_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {build_name(design) for design in DESIGNS.values()}
+    names = {build_name(design) for each in STANDARD.values() for design in each.values()}
+    assert len(names) == 8
     names |= {build_name(replace(NPU1, k=32)), build_name(replace(NPU1, fifo_depth=1))}
+    gelu = STANDARD["npu1"]["gelu"]
+    assert isinstance(gelu, StreamDesign)
+    names.add(build_name(replace(gelu, columns=2)))
     monkeypatch.setitem(iron_release.WANTED, "llvm-aie", "22")
-    names.add(build_name(NPU1))
     other = tmp_path / "generator.py"
     other.write_text("another")
-    monkeypatch.setattr(iron_gemm, "__file__", str(other))
     names.add(build_name(NPU1))
-    assert len(names) == 6
+    assert len(names) == 12
+    both = (NPU1, gelu)
+    for module, is_other in (
+        (iron_gemm, [True, False]),
+        (iron_streaming, [False, True]),
+        (iron_pin, [True, True]),
+    ):
+        before = [build_name(design) for design in both]
+        monkeypatch.setattr(module, "__file__", str(other))
+        after = [build_name(design) for design in both]
+        assert [a != b for a, b in zip(before, after, strict=True)] == is_other
 
 
 def moved_parameters(program: Program) -> Program:
@@ -153,7 +171,7 @@ def other_order(program: Program) -> Program:
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"buffers": 2}, "its kernel has 5 arguments, a GEMM needs 6"),
+        ({"buffers": 2}, "its kernel has 5 arguments, gemm needs 6"),
         ({"kernel": "OTHER"}, "its kernel is called OTHER, not MLIR_AIE"),
         ({"partition": None}, "it holds no AIE_PARTITION: nothing that hardware could run"),
         ({"edit": moved_parameters}, "parameters lie elsewhere than the encoder writes them"),
@@ -169,7 +187,7 @@ def other_order(program: Program) -> Program:
 def test_what_the_device_could_not_use_is_no_build(
     tmp_path: Path, change: dict[str, object], fault: str
 ) -> None:
-    def make(design: GemmDesign, folder: Path) -> None:
+    def make(design: AnyDesign, folder: Path) -> None:
         compiled(design, folder, **change)  # type: ignore[arg-type]  # of several types
 
     with pytest.raises(DeviceError, match="cannot be used") as error:
@@ -179,13 +197,35 @@ def test_what_the_device_could_not_use_is_no_build(
     assert find_build(tmp_path, "npu1") is None
 
 
+def test_an_elementwise_build_is_checked_alike(tmp_path: Path) -> None:
+    design = STANDARD["npu1"]["gelu_backward"]
+
+    def swapped(program: Program) -> Program:
+        """The two inputs on each other's channels."""
+        commands = tuple(
+            replace(each, channel=1 - each.channel)
+            if isinstance(each, DmaTask) and each.direction == "in"
+            else each
+            for each in program.commands
+        )
+        return replace(program, commands=commands)
+
+    def make(asked: AnyDesign, folder: Path) -> None:
+        compiled(asked, folder, buffers=2, edit=swapped)
+
+    with pytest.raises(DeviceError, match=r"for npu1-gelu_backward-.* cannot be used") as error:
+        make_build(tmp_path, design, make, described)
+    assert "its kernel has 5 arguments, gelu_backward needs 6" in str(error.value)
+    assert "column 0, in, channel 1: other bytes, or in another order" in str(error.value)
+
+
 def test_pointers_and_scalars_may_not_change_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head, *rest = gemm_arguments()
     wrong = (replace(head, is_pointer=True), *rest)
 
-    def make(design: GemmDesign, folder: Path) -> None:
+    def make(design: AnyDesign, folder: Path) -> None:
         compiled(design, folder)
         write_xclbin(folder / XCLBIN, replace(emulated_xclbin(design), arguments=wrong))
         with_sections(folder / XCLBIN, USER_METADATA, {AIE_PARTITION: b"array"})
@@ -331,6 +371,44 @@ def test_a_build_of_an_unknown_description_is_listed_and_not_ok(
     (made.folder / BUILD_FILE).write_text(json.dumps(content))
     assert "of another version: `aieflow npu clean`" in aieflow("npu", "list").out
     assert "its description is of another version of aieflow" in aieflow("npu", "check").out
+
+
+@pytest.mark.parametrize(
+    ("asked", "names"),
+    [
+        (None, ("gemm",)),
+        ("gelu, relu,gelu", ("gelu", "relu")),
+        ("mlp", ("gemm", "relu")),
+        ("all", NAMES),
+    ],
+)
+def test_designs_are_built_by_name(
+    asked: str | None,
+    names: tuple[str, ...],
+    folder: Path,
+    aieflow: Command,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(command, "require_toolchain", lambda: None)
+    monkeypatch.setattr(command, "compile_in_child", compiled)
+    monkeypatch.setattr(command, "describe_with_xclbinutil", described)
+    words = () if asked is None else ("--design", asked)
+    result = aieflow("npu", "build", "--generation", "npu2", *words)
+    assert result.code == 0
+    assert f"building {len(names)} design" in result.err
+    shown = aieflow("npu", "list").out.splitlines()
+    assert {line.split("-")[1] for line in shown} == set(names)
+    assert len(shown) == len(names)
+    assert aieflow("npu", "check").out.count("ok      npu2-") == len(names)
+    assert "all is built" in aieflow("npu", "build", "--generation", "npu2", *words).out
+
+
+def test_a_design_that_does_not_exist_is_refused(folder: Path, aieflow: Command) -> None:
+    result = aieflow("npu", "build", "--generation", "npu1", "--design", "gemm,softmax")
+    assert result.code == 2
+    assert (
+        "--design softmax: must be one of gemm, gelu, gelu_backward, relu, mlp, all" in result.err
+    )
 
 
 def test_a_generation_that_does_not_exist_is_refused(folder: Path, aieflow: Command) -> None:

@@ -25,7 +25,7 @@ from aieflow.devices import xrt_emulator_commands
 from aieflow.devices.npu import NpuDevice
 from aieflow.devices.xclbin import emulated_xclbin, write_xclbin
 from aieflow.devices.xrt_emulator import XrtEmulator
-from aieflow.devices.xrt_emulator_array import write_zeros
+from aieflow.devices.xrt_emulator_moves import write_zeros
 from aieflow.ops.errors import DeviceError
 from aieflow.ops.npu.design import DESIGNS, GemmSize
 from aieflow.ops.npu.iron_release import LLVM_AIE_VERSION, MLIR_AIE_VERSION

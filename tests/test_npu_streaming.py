@@ -1,29 +1,28 @@
-"""Elementwise designs: the program against numpy, the IRON program against both, the limits."""
+"""Elementwise designs: broken programs, the limits, the source of GELU's gradient."""
 
 import ctypes
+import random
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from iron_dataflow import DeadlockError, HazardError, Machine
-from iron_proof import record
-from iron_recorder import FUNCTIONS, Recorded, Recorder
-from iron_signatures import RecordError
+from iron_recorder import FUNCTIONS, Recorded, Recorder, pattern
+from iron_structure import fifos
 
+from aieflow.devices.xrt_emulator_stream import execute_stream, prepare_stream
 from aieflow.ops.errors import PlanError
-from aieflow.ops.npu.design import GemmDesign, GemmSize
-from aieflow.ops.npu.generation import GENERATIONS, NPU1
-from aieflow.ops.npu.instructions import decode, encode_program
+from aieflow.ops.npu.generation import NPU1, NPU2
 from aieflow.ops.npu.iron_streaming import GELU_BACKWARD_SOURCE, stream_module
-from aieflow.ops.npu.layout import a_layout, b_layout, c_layout, gathered, scattered
 from aieflow.ops.npu.packing import from_bfloat16, to_bfloat16
-from aieflow.ops.npu.program import DmaTask, ParameterWrite
-from aieflow.ops.npu.streaming import INPUTS, StreamDesign, check_stream, stream_program
+from aieflow.ops.npu.streaming import StreamDesign, check_stream, stream_program
 from aieflow.ops.pointwise import gelu_backward_reference
 
 Bits = npt.NDArray[np.uint16]
@@ -39,76 +38,10 @@ def arrays(design: StreamDesign, elements: int) -> list[Bits]:
     return [*found, np.full(elements, 0xFFFF, np.uint16)]
 
 
-def emulated(design: StreamDesign, memory: list[Bits]) -> Bits:
-    """What the decoded instruction stream moves through the cores, column by column."""
-    program = decode(encode_program(stream_program(design, memory[0].size)))
-    tiles = {c.column: c.value for c in program.commands if isinstance(c, ParameterWrite)}
-    tasks = {(c.column, c.argument): c for c in program.commands if isinstance(c, DmaTask)}
-    out = memory[-1].copy()
-    for column in range(design.columns):
-        pieces = []
-        for argument in range(design.inputs + 1):
-            task = tasks[column, argument]
-            assert task.nbytes == 2 * design.tile * tiles[column]
-            first = task.offset_nbytes // 2
-            pieces.append(slice(first, first + task.nbytes // 2))
-        given = [memory[place][piece] for place, piece in enumerate(pieces[:-1])]
-        out[pieces[-1]] = FUNCTIONS[f"{design.function}_bf16"](*given)
-    return out
-
-
 def recorded_of(design: StreamDesign, elements: int) -> Recorded:
     recorded = stream_module(design, elements, Recorder().iron())
     assert isinstance(recorded, Recorded)
     return recorded
-
-
-@pytest.mark.parametrize("generation", GENERATIONS)
-@pytest.mark.parametrize("function", INPUTS)
-def test_three_sizes_on_one_array(generation: str, function: str) -> None:
-    design = StreamDesign(GENERATIONS[generation], function, GENERATIONS[generation].columns)
-    sizes = [design.granule * tiles for tiles in (5, 1, 2)]
-    programs = [recorded_of(design, elements) for elements in sizes]
-    machine = Machine(programs[0])
-    for recorded, elements in zip(programs, sizes, strict=True):
-        memory: list[Any] = arrays(design, elements)
-        expected = FUNCTIONS[f"{function}_bf16"](*memory[:-1])
-        through_stream = emulated(design, memory)
-        machine.run(recorded, memory)
-        assert np.array_equal(memory[-1], expected)
-        assert np.array_equal(through_stream, expected)
-        for worker in recorded.workers:
-            *_, parameters, barrier = worker.fn_args
-            assert parameters.address == design.parameters_address
-            assert barrier.lock == design.barrier_lock
-
-
-def test_a_tiny_mlp_is_two_products_with_relu_between() -> None:
-    """relu(x W1) W2: the products' xclbin twice, between them the ReLU's; the host packs."""
-    products, relu = GemmDesign(NPU1, 16, 8, 16, columns=4), StreamDesign(NPU1, "relu", 4)
-    first, second = GemmSize(64, 24, 64), GemmSize(64, 64, 128)
-    draw = np.random.default_rng(3)
-    x, w1, w2 = (
-        draw.integers(-2, 3, shape).astype(np.float32) for shape in ((64, 24), (24, 64), (64, 128))
-    )
-
-    def product(machine: Machine, size: GemmSize, a: Floats, b: Floats) -> Floats:
-        packed = [
-            scattered(a_layout(products, size), to_bfloat16(a)),
-            scattered(b_layout(products, size), to_bfloat16(b)),
-            np.zeros(size.M * size.N, np.float32),
-        ]
-        machine.run(record(products, size), packed)
-        return gathered(c_layout(products, size), packed[2])
-
-    machine = Machine(record(products, first))
-    before = to_bfloat16(product(machine, first, x, w1)).reshape(-1)
-    hidden = np.zeros_like(before)
-    between = recorded_of(relu, before.size)
-    Machine(between).run(between, [before, hidden])
-    found = product(machine, second, from_bfloat16(hidden).reshape(64, 64), w2)
-    # all numbers are whole and hidden ones at most 96, which bf16 holds: so equal, not close
-    assert np.array_equal(found, np.maximum(x @ w1, 0) @ w2)
 
 
 def test_broken_programs_are_caught() -> None:
@@ -124,8 +57,65 @@ def test_broken_programs_are_caught() -> None:
     recorded.events = [e for e in recorded.events if getattr(e, "value", None) != 1]
     with pytest.raises(DeadlockError, match="cores at barriers"):
         Machine(recorded).run(recorded, arrays(design, elements))
-    with pytest.raises(RecordError, match="a tile of 512, not 1024"):
-        recorded_of(replace(design, function="gelu", tile=512), 4 * 512)
+    recorded = recorded_of(replace(design, fifo_depth=1), elements)
+    assert {fifo.depth for fifo in fifos(recorded).values()} == {1}  # no ping-pong, as it says
+    assert {fifo.depth for fifo in fifos(recorded_of(design, elements)).values()} == {2}
+
+
+def strided(given: dict[str, Any]) -> None:
+    given["strides"] = [0, given["strides"][1] // 2, *given["strides"][2:]]
+
+
+def unmoved(given: dict[str, Any]) -> None:
+    given["offset"] = 0
+
+
+@pytest.mark.parametrize("change", [strided, unmoved])
+def test_patterns_that_differ_give_other_numbers(change: Callable[[dict[str, Any]], None]) -> None:
+    design = StreamDesign(NPU1, "gelu_backward", 4)
+    elements = 2 * design.granule
+    iron = Recorder().iron()
+
+    def told(dims: tuple[int, ...], **given: Any) -> Any:  # noqa: ANN401
+        change(given)
+        return pattern(dims, **given)
+
+    bad = stream_module(
+        design, elements, replace(iron, taplib=SimpleNamespace(TensorAccessPattern=told))
+    )
+    found: list[bool] = []
+    for recorded in (bad, recorded_of(design, elements)):
+        memory: list[Any] = arrays(design, elements)
+        Machine(recorded).run(recorded, memory)
+        found.append(np.array_equal(memory[-1], FUNCTIONS["gelu_backward_bf16"](*memory[:-1])))
+    assert found == [False, True]
+
+
+def test_random_legal_designs() -> None:
+    draw = random.Random(7)
+    for _ in range(25):
+        generation = draw.choice([NPU1, NPU2])
+        design = StreamDesign(
+            generation,
+            "gelu_backward",
+            draw.randint(1, generation.columns),
+            64 * draw.randint(1, 20),
+            draw.randint(2, 5),
+            draw.randint(6, 15),
+        )
+        sizes = [design.granule * draw.randint(1, 4) for _ in range(2)]
+        programs = [recorded_of(design, elements) for elements in sizes]
+        machine = Machine(programs[0])
+        for recorded, elements in zip(programs, sizes, strict=True):
+            memory: list[Any] = arrays(design, elements)
+            expected = FUNCTIONS["gelu_backward_bf16"](*memory[:-1])
+            machine.run(recorded, memory)
+            assert np.array_equal(memory[-1], expected)
+            sides = {
+                place: each.view(np.uint8) for place, each in enumerate(arrays(design, elements))
+            }
+            execute_stream(prepare_stream(stream_program(design, elements), design), sides)
+            assert np.array_equal(sides[design.inputs].view(np.uint16), expected)
 
 
 GELU = StreamDesign(NPU1, "gelu_backward", 4)
@@ -141,7 +131,8 @@ GELU = StreamDesign(NPU1, "gelu_backward", 4)
         ({}, 0, "0 elements: no multiple of 4096"),
         ({"tile": 8192}, 32768, "101664 bytes of a core's 65536"),
         ({"tile": 65536}, 4 * 65536, "tiles of 65536, more than a core's DMA moves at once"),
-        ({"tile": 3}, 12, "tiles of 6 bytes are no whole words"),
+        ({"tile": 96}, 4 * 96, "tiles of 192 bytes are no 32 rows of whole words"),
+        ({"function": "relu", "tile": 512}, 2048, "tiles of 512, mlir-aie's kernel takes 1024"),
         ({"fifo_depth": 6}, 4096, "18 descriptors of 16"),
         ({"barrier_lock": 16}, 4096, "barrier lock 16 of 16"),
     ],

@@ -12,13 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from aieflow.devices.xrt_emulator_array import (
-    BadAccessError,
-    StallError,
-    execute,
-    prepare,
-    write_zeros,
-)
+from aieflow.devices.xrt_emulator_array import execute, prepare
+from aieflow.devices.xrt_emulator_moves import BadAccessError, StallError, write_zeros
 from aieflow.ops.npu.design import DESIGNS, GemmDesign, GemmSize, gemm_program
 from aieflow.ops.npu.generation import NPU1
 from aieflow.ops.npu.instructions import decode, encode_program

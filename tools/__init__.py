@@ -2,13 +2,14 @@
 
 - `cli` the command `aieflow`; one file a command: `train`, `generate`, `plan`, `simulate`,
   `devices`, `calibrate`, `profile`, `npu`, `bench`
-- what they share: `console`, `model_options`, `run_options`, `machine_options`, `progress`,
-  `summary`, `step_options`, `machine_conflicts`; `entry` is where the process begins;
+- what they share: `console`, `folding`, `model_options`, `run_options`, `machine_options`,
+  `progress`, `summary`, `step_options`, `machine_conflicts`; `entry` is where the process begins;
   `machines` opens the devices asked for, `emulation` the NPU of a described machine, `device_rates`
 - what foretelling is made of: `forecast`, `search`, `sweep`, `sweep_report`
 - what `calibrate` is made of: `calibration` and `calibration_grid`, `_visit`, `_links`, `_report`;
   `fingerprint` and `computer_profile` of this computer
-- what `npu` is made of: `npu_doctor`, `npu_smoke`, `npu_builds`, `npu_compile`, `npu_check`
+- what `npu` is made of: `npu_doctor`, `npu_log`, `npu_here`, `npu_smoke`, `npu_builds`,
+  `npu_compile`, `npu_check`
 - what `profile` is made of: `profile_run`, `profile_subject`, `profile_report`, `profile_tables`;
   `live` shows a run: `live_feed` in the run's process, `live_link` and `live_view` in the watcher's
 - what sensors say beside a run: `sensor_log` reads them, `sensor_text` puts them into words

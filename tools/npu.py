@@ -21,6 +21,7 @@ from aieflow.devices.xrt import load_pyxrt
 from aieflow.ops.errors import AieflowError, InputError
 from aieflow.ops.npu.design import DESIGNS, GemmDesign
 from aieflow.ops.npu.iron_release import WANTED, installed_version, version_fault
+from aieflow.ops.npu.standard import GEMM, MLP, NAMES, PARTS, STANDARD, AnyDesign
 from aieflow.tools.calibrate import calibrate
 from aieflow.tools.console import ERR, OUT
 from aieflow.tools.folding import fold, terminal_width
@@ -35,7 +36,7 @@ from aieflow.tools.npu_builds import (
     parallel_builds,
     remove_builds,
 )
-from aieflow.tools.npu_doctor import Check, can_run, diagnose
+from aieflow.tools.npu_doctor import Check, can_run, diagnose, seen_generation
 from aieflow.tools.npu_here import builds_folder, this_computer
 from aieflow.tools.npu_smoke import SmokeTest, describe, smoke_test
 
@@ -126,7 +127,7 @@ def _smoke(checks: Sequence[Check]) -> tuple[SmokeTest | None, str | None]:
     (design_check,) = (check for check in checks if check.name == "design")
     xclbin = Path(design_check.fact)
     design = next(build.design for build in list_builds(builds_folder()) if build.xclbin == xclbin)
-    assert design is not None
+    assert isinstance(design, GemmDesign)
     try:
         with closing(NpuDevice(load_pyxrt(), xclbin, design)) as device:
             return smoke_test(device, design), None
@@ -137,15 +138,22 @@ def _smoke(checks: Sequence[Check]) -> tuple[SmokeTest | None, str | None]:
 @npu.command("build")
 def build(
     generation: Generation = None,
+    design: Annotated[
+        str, typer.Option(help=f"{', '.join((*NAMES, MLP))} or {ALL}, several with commas.")
+    ] = GEMM,
     anew: Annotated[bool, typer.Option("--anew", help="Build also what is there.")] = False,
 ) -> None:
-    """Build the designs that training needs; what is there is kept.
+    """Build the design that training needs, or others; what is there is kept.
 
     Needs mlir-aie and Peano. Example: aieflow npu build --generation npu1
     """
     root = builds_folder()
+    names = _designs(design)
     wanted = [
-        DESIGNS[name] for name in _generations(generation) if anew or not find_build(root, name)
+        STANDARD[each][name]
+        for each in _generations(generation)
+        for name in names
+        if anew or not find_build(root, each, name)
     ]
     if not wanted:
         OUT.print("all is built: `aieflow npu list` shows it")
@@ -162,7 +170,7 @@ def build(
         OUT.print(f"{made.seconds:.0f} s: {escape(str(made.xclbin))}")
 
 
-def _build_all(root: Path, wanted: Sequence[GemmDesign], jobs: int) -> list[Build]:
+def _build_all(root: Path, wanted: Sequence[AnyDesign], jobs: int) -> list[Build]:
     """Build side by side; the first error ends the command when those under way have ended."""
     bar = Progress(
         TextColumn("designs"),
@@ -200,13 +208,25 @@ def require_toolchain() -> None:
         raise InputError("a design cannot be built here:\n- " + "\n- ".join(missing))
 
 
+def _designs(asked: str) -> tuple[str, ...]:
+    """The names of the designs to build, each once; raises InputError for what is none."""
+    if asked == ALL:
+        return NAMES
+    found: list[str] = []
+    for name in (each.strip() for each in asked.split(",")):
+        parts = PARTS.get(name, (name,))
+        if not set(parts) <= set(NAMES):
+            raise InputError(f"--design {name}: must be one of {', '.join((*NAMES, MLP, ALL))}")
+        found += [part for part in parts if part not in found]
+    return tuple(found)
+
+
 def _generations(asked: str | None) -> tuple[str, ...]:
     if asked == ALL:
         return tuple(DESIGNS)
     if asked is None:
-        chip = diagnose(this_computer())[0]
-        name = chip.fact.split()[0]
-        if name not in DESIGNS:
+        name = seen_generation(this_computer().around)
+        if name is None:
             raise InputError(
                 f"no NPU is seen here: say for which one: --generation {' or '.join(DESIGNS)}"
             )

@@ -1,8 +1,8 @@
 """The designs that were built, on disk: one folder each, named by the content that it was made of.
 
-    ROOT/npu1-0123456789ab/design.xclbin      what the NPU is set up with, with our description
-                           instructions.bin   the compiler's stream for the smallest product
-                           build.json         description, toolchain, files' hashes, seconds
+    ROOT/npu1-gemm-0123456789ab/design.xclbin      what the NPU is set up with, with our description
+                                instructions.bin   the compiler's stream for the smallest work
+                                build.json         description, toolchain, files' hashes, seconds
 
 The name is a hash of the description, the toolchain's versions and the generator's source, so a
 change of any of them is another build, and an old one is never taken for it. A build is made under
@@ -20,17 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aieflow.devices.xclbin import FORMAT, describe_design
+from aieflow.devices.xclbin import FORMAT, describe_design, design_of
 from aieflow.ops.errors import DeviceError, InputError
-from aieflow.ops.npu import iron_gemm
+from aieflow.ops.npu import iron_gemm, iron_pin, iron_streaming
 from aieflow.ops.npu.design import DESIGNS, GemmDesign
 from aieflow.ops.npu.iron_release import WANTED
+from aieflow.ops.npu.standard import GEMM, STANDARD, AnyDesign, name_of
 from aieflow.tools.npu_check import container_faults, instruction_faults
 from aieflow.tools.npu_compile import INSTRUCTIONS, XCLBIN
 
 BUILD_FILE = "build.json"
 BUILD_NBYTES = 4 << 30  # memory that one compilation may take
-Compile = Callable[[GemmDesign, Path], None]
+Compile = Callable[[AnyDesign, Path], None]
 Describe = Callable[[Path, str], None]  # put a text into an xclbin as USER_METADATA
 
 
@@ -40,7 +41,7 @@ class Build:
 
     folder: Path
     generation: str
-    design: GemmDesign | None  # None: of a description that this version does not know
+    design: AnyDesign | None  # None: of a description that this version does not know
     toolchain: Mapping[str, str]
     seconds: float
     hashes: Mapping[str, str]  # by file
@@ -53,26 +54,28 @@ class Build:
     @property
     def is_current(self) -> bool:
         """Whether the same would be built today."""
-        if self.design is None or self.design != DESIGNS.get(self.generation):
+        if self.design is None or self.design not in STANDARD[self.generation].values():
             return False
         return self.folder.name == build_name(self.design)
 
 
-def build_name(design: GemmDesign) -> str:
+def build_name(design: AnyDesign) -> str:
     """The name of a design's build with the pinned toolchain."""
+    generator = iron_gemm if isinstance(design, GemmDesign) else iron_streaming
+    sources = [Path(str(module.__file__)).read_bytes() for module in (generator, iron_pin)]
     content = {
         "design": describe_design(design),
         "generation": design.generation.name,
         "toolchain": WANTED,
-        "generator": hashlib.sha256(Path(iron_gemm.__file__).read_bytes()).hexdigest(),
+        "generator": hashlib.sha256(b"".join(sources)).hexdigest(),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return f"{design.generation.name}-{digest[:12]}"
+    return f"{design.generation.name}-{name_of(design)}-{digest[:12]}"
 
 
-def find_build(root: Path, generation: str) -> Build | None:
-    """The current build of a generation's standard design, if there is one."""
-    folder = root / build_name(DESIGNS[generation])
+def find_build(root: Path, generation: str, name: str = GEMM) -> Build | None:
+    """The current build of a generation's standard design of that name, if there is one."""
+    folder = root / build_name(STANDARD[generation][name])
     return _read(folder) if folder.is_dir() else None
 
 
@@ -90,16 +93,15 @@ def _read(folder: Path) -> Build | None:
         seconds = float(content["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    design = DESIGNS.get(generation)
-    if design is not None:
-        try:
-            design = GemmDesign(design.generation, **fields)
-        except TypeError:
-            design = None
+    design: AnyDesign | None
+    try:
+        design = design_of(generation, fields)
+    except InputError:
+        design = None
     return Build(folder, generation, design, toolchain, seconds, hashes)
 
 
-def make_build(root: Path, design: GemmDesign, compile_it: Compile, describe: Describe) -> Build:
+def make_build(root: Path, design: AnyDesign, compile_it: Compile, describe: Describe) -> Build:
     """Compile, describe, verify, keep; raises DeviceError with the compiler's words or the faults.
 
     What did not come so far is kept beside the builds under a name with a dot, to be looked at.
@@ -177,7 +179,7 @@ def parallel_builds(designs: int, cores: int, free_nbytes: int) -> int:
     return max(1, min(designs, cores, free_nbytes // BUILD_NBYTES))
 
 
-def compile_in_child(design: GemmDesign, folder: Path) -> None:
+def compile_in_child(design: AnyDesign, folder: Path) -> None:
     """Compile in a process of its own; raises DeviceError with the last lines it printed."""
     command = [sys.executable, "-m", "aieflow.tools.npu_compile", design.generation.name]
     command += [json.dumps(dict(describe_design(design))), str(folder)]
@@ -186,7 +188,7 @@ def compile_in_child(design: GemmDesign, folder: Path) -> None:
     if done.returncode:
         words = (folder / "compiler.log").read_text(encoding="utf-8", errors="replace")
         raise DeviceError(
-            f"npu: mlir-aie does not compile the design of {design.generation.name}:\n"
+            f"npu: mlir-aie does not compile {name_of(design)} for {design.generation.name}:\n"
             + "\n".join(words.strip().splitlines()[-10:])
             + f"\nall it said is in {folder / 'compiler.log'}"
         )

@@ -1,8 +1,8 @@
 """Holds a built design against what the device code passes to it and what the encoder writes.
 
 One xclbin serves every size with streams of our own, so the compiler must have put parameters,
-barriers and channels where the encoder expects them. Its own stream for the smallest product shows
-where they are: it is decoded, and must say the same as `gemm_program`.
+barriers and channels where the encoder expects them. Its own stream for the smallest work shows
+where they are: it is decoded, and must say the same as our program.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,15 +15,15 @@ from aieflow.devices.npu import BUFFERS
 from aieflow.devices.xclbin import Xclbin, gemm_arguments, read_xclbin
 from aieflow.ops.errors import AieflowError, InputError
 from aieflow.ops.npu.checker import check_generation, check_program
-from aieflow.ops.npu.design import GemmDesign, gemm_program
 from aieflow.ops.npu.instructions import decode
 from aieflow.ops.npu.program import DmaTask, LockSet, ParameterWrite, Program
+from aieflow.ops.npu.standard import AnyDesign, buffers_of, name_of, smallest_program
 
 KERNEL = "MLIR_AIE"
 Streams = Mapping[tuple[int, str, int], npt.NDArray[np.int64]]  # column, direction, channel
 
 
-def container_faults(file: Path, design: GemmDesign) -> Iterator[str]:
+def container_faults(file: Path, design: AnyDesign) -> Iterator[str]:
     """What is wrong with an xclbin; nothing where the device can use it."""
     try:
         found = read_xclbin(file)
@@ -34,15 +34,19 @@ def container_faults(file: Path, design: GemmDesign) -> Iterator[str]:
         yield "it holds no AIE_PARTITION: nothing that hardware could run"
     if found.kernel != KERNEL:
         yield f"its kernel is called {found.kernel}, not {KERNEL}"
-    yield from _argument_faults(found)
+    yield from _argument_faults(found, design)
     if found.generation is not None and found.generation != design.generation.name:
         yield f"it says {found.generation}, not {design.generation.name}"
 
 
-def _argument_faults(found: Xclbin) -> Iterator[str]:
-    needed = gemm_arguments(3)
+def _argument_faults(found: Xclbin, design: AnyDesign) -> Iterator[str]:
+    buffers = buffers_of(design)
+    needed = gemm_arguments(buffers)
     if len(found.arguments) < len(needed):
-        yield f"its kernel has {len(found.arguments)} arguments, a GEMM needs {len(needed)}"
+        yield (
+            f"its kernel has {len(found.arguments)} arguments, {name_of(design)} needs "
+            f"{len(needed)}"
+        )
         return
     for place, (ours, theirs) in enumerate(zip(needed, found.arguments, strict=False)):
         if (ours.is_pointer, ours.size) != (theirs.is_pointer, theirs.size):
@@ -53,13 +57,13 @@ def _argument_faults(found: Xclbin) -> Iterator[str]:
             )
         if ours.is_pointer and place not in found.bank_of:
             yield f"argument {place} ({theirs.name}) is in no memory bank"
-    banks = {found.bank_of.get(place) for place in range(BUFFERS, BUFFERS + 3)}
+    banks = {found.bank_of.get(place) for place in range(BUFFERS, BUFFERS + buffers)}
     if len(banks) != 1:
-        yield f"the buffers A, B and C are in different banks: {sorted(map(str, banks))}"
+        yield f"its buffers are in different banks: {sorted(map(str, banks))}"
 
 
-def instruction_faults(file: Path, design: GemmDesign) -> Iterator[str]:
-    """What the compiler's stream for the smallest product says otherwise than the encoder's."""
+def instruction_faults(file: Path, design: AnyDesign) -> Iterator[str]:
+    """What the compiler's stream for the smallest work says otherwise than the encoder's."""
     try:
         program = decode(np.frombuffer(file.read_bytes(), np.uint32))
         check_generation(design, program)
@@ -67,7 +71,7 @@ def instruction_faults(file: Path, design: GemmDesign) -> Iterator[str]:
     except (AieflowError, ValueError, OSError) as error:
         yield f"its instructions: {error}"
         return
-    yield from differences(program, gemm_program(design, design.granule))
+    yield from differences(program, smallest_program(design))
 
 
 def differences(found: Program, expected: Program) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Compiles one GEMM design with mlir-aie: run as a process of its own by `aieflow npu build`.
+"""Compiles one design with mlir-aie: run as a process of its own by `aieflow npu build`.
 
     python -m aieflow.tools.npu_compile npu1 '{"m": 64, ...}' FOLDER
 
@@ -11,19 +11,28 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+from aieflow.devices.xclbin import design_of
 from aieflow.ops.errors import AieflowError
 from aieflow.ops.npu.design import GemmDesign
-from aieflow.ops.npu.generation import GENERATIONS
 from aieflow.ops.npu.iron_gemm import gemm_module
-from aieflow.ops.npu.iron_release import load_iron
+from aieflow.ops.npu.iron_release import Handle, Iron, load_iron
+from aieflow.ops.npu.iron_streaming import stream_module
+from aieflow.ops.npu.standard import AnyDesign
 
 XCLBIN, INSTRUCTIONS = "design.xclbin", "instructions.bin"
 
 
-def compile_gemm(design: GemmDesign, folder: Path) -> None:
-    """Leave the xclbin, and the instruction stream of the smallest product, in a folder."""
+def smallest_module(design: AnyDesign, iron: Iron) -> Handle:
+    """The MLIR module of a design, with the sequence for its smallest work."""
+    if isinstance(design, GemmDesign):
+        return gemm_module(design, design.granule, iron)
+    return stream_module(design, design.granule, iron)
+
+
+def compile_design(design: AnyDesign, folder: Path) -> None:
+    """Leave the xclbin, and the instruction stream of the smallest work, in a folder."""
     iron = load_iron()
-    module = gemm_module(design, design.granule, iron)
+    module = smallest_module(design, iron)
     device = iron.device.from_name(design.generation.name, n_cols=design.columns)
     import_module("aie.utils.compile").compile_mlir_module(
         module,
@@ -38,7 +47,7 @@ def main() -> None:
     """Compile what the command line says."""
     generation, fields, folder = sys.argv[1:]
     try:
-        compile_gemm(GemmDesign(GENERATIONS[generation], **json.loads(fields)), Path(folder))
+        compile_design(design_of(generation, json.loads(fields)), Path(folder))
     except (AieflowError, RuntimeError, OSError) as error:  # aiecc's words are in RuntimeErrors
         print(error, file=sys.stderr)
         sys.exit(1)

@@ -6,6 +6,7 @@ without an error. Sources: mlir-aie's target model, its verifier of DMA tasks an
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Protocol
 
 from aieflow.ops.errors import PlanError
 from aieflow.ops.npu.design import (
@@ -148,7 +149,21 @@ def check_program(program: Program) -> None:
         raise PlanError(f"no sync waits for the last {left.total()} tasks of columns {set(left)}")
 
 
-def check_generation(design: GemmDesign, program: Program) -> None:
+class ArrayUse(Protocol):
+    """A design of any kind: the generation it is for, and the columns that it takes."""
+
+    @property
+    def generation(self) -> Generation:
+        """What it is for."""
+        ...
+
+    @property
+    def columns(self) -> int:
+        """Columns of cores."""
+        ...
+
+
+def check_generation(design: ArrayUse, program: Program) -> None:
     """Raise PlanError if the program is for another array: the NPU would compute zeros silently."""
     given, expected = (
         (program.generation.name, program.columns),

@@ -15,9 +15,8 @@ from aieflow.ops.npu.design import IN_NBYTES
 from aieflow.ops.npu.iron_pin import pin
 from aieflow.ops.npu.iron_release import Handle, Iron
 from aieflow.ops.npu.program import DmaTask, LockSet, ParameterWrite, Sync
-from aieflow.ops.npu.streaming import StreamDesign, check_stream, stream_program
+from aieflow.ops.npu.streaming import ROWS, StreamDesign, check_stream, stream_program
 
-ROWS = 32  # in which a tile is told to the DMA: both sizes stay within its fields
 # tanh by Lambert's continued fraction; beyond 5 it is 1 to more bits than bf16 has.
 GELU_BACKWARD_SOURCE = """
 #include <stdint.h>

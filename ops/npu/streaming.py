@@ -3,8 +3,7 @@
 A core takes a tile of each input (bf16), computes, and gives a tile of the output (bf16). Every
 fifo has two buffers, so one tile arrives and one leaves while one is computed. Column c has the
 c-th share of consecutive elements; the number of tiles is a runtime parameter, so one xclbin serves
-every size. Nothing schedules these designs yet: they are described, checked, and generated for
-mlir-aie.
+every size. `aieflow npu build --design gelu` builds one; no plan has them yet.
 """
 
 from dataclasses import dataclass
@@ -25,6 +24,9 @@ from aieflow.ops.npu.program import (
 
 INPUTS = {"gelu": 1, "gelu_backward": 2, "relu": 1}  # of each function
 OUT_CHANNEL = 0
+KERNEL_TILE = 1024  # elements that mlir-aie's kernels are compiled for
+OWN_KERNELS = ("gelu_backward",)  # functions whose source is ours, for any tile
+ROWS = 32  # in which a tile is told to the DMA: both sizes stay within its fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class StreamDesign:
     generation: Generation
     function: str
     columns: int
-    tile: int = 1024  # elements; mlir-aie's kernels are compiled for this many
+    tile: int = KERNEL_TILE  # elements
     fifo_depth: int = 2
     barrier_lock: int = 15
 
@@ -112,8 +114,8 @@ def check_stream(design: StreamDesign, elements: int) -> None:
     if design.inputs > generation.core.inputs:
         raise PlanError(f"{where}: {design.inputs} inputs, a core has {generation.core.inputs}")
     tile_nbytes = design.tile * IN_NBYTES
-    if tile_nbytes % GRANULE_NBYTES:
-        raise PlanError(f"{where}: tiles of {tile_nbytes} bytes are no whole words")
+    if tile_nbytes % (ROWS * GRANULE_NBYTES):
+        raise PlanError(f"{where}: tiles of {tile_nbytes} bytes are no {ROWS} rows of whole words")
     if tile_nbytes // GRANULE_NBYTES > generation.core.length_max:
         raise PlanError(f"{where}: tiles of {design.tile}, more than a core's DMA moves at once")
     if design.l1_nbytes > generation.l1_nbytes:
@@ -125,6 +127,10 @@ def check_stream(design: StreamDesign, elements: int) -> None:
         raise PlanError(f"{where}: {descriptors} descriptors of {generation.core.descriptors}")
     if not 0 <= design.barrier_lock < generation.locks:
         raise PlanError(f"{where}: barrier lock {design.barrier_lock} of {generation.locks}")
+    if design.function not in OWN_KERNELS and design.tile != KERNEL_TILE:
+        raise PlanError(
+            f"{where}: tiles of {design.tile}, mlir-aie's kernel takes {KERNEL_TILE} elements"
+        )
     program = stream_program(design, elements)
     check_program(program)
     check_bounds(program, (elements * IN_NBYTES,) * (design.inputs + 1))
