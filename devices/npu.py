@@ -110,6 +110,7 @@ class NpuDevice(Device):
                     f"npu: {xclbin}: kernel {content.kernel} has {arguments} arguments, a GEMM "
                     f"needs {BUFFERS + 3}: {REMEDY}"
                 )
+            check_banks(xclbin, content)
             self._device.register_xclbin(handle)
             self._context = xrt.hw_context(self._device, handle.get_uuid())
             self._kernel = xrt.kernel(self._context, content.kernel)
@@ -367,6 +368,19 @@ def usable_nbytes() -> int:
 
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     return free if limit == resource.RLIM_INFINITY else min(free, limit)
+
+
+def check_banks(path: Path, content: Xclbin) -> None:
+    """Raise DeviceError unless A, B and C lie in one bank, where this device's buffers are.
+
+    For a buffer in another bank XRT would make a copy, and leave the result there without an error.
+    """
+    found = {place: content.bank_of.get(place) for place in range(BUFFERS, BUFFERS + 3)}
+    if None in found.values() or len(set(found.values())) != 1:
+        banks = ", ".join(f"argument {place} in {bank}" for place, bank in found.items())
+        raise DeviceError(
+            f"npu: {path}: its buffers are in different memory banks: {banks}: {REMEDY}"
+        )
 
 
 def check_xclbin(path: Path, content: Xclbin, design: GemmDesign, chip: str) -> None:

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from noop_xrt import NoopXrt
 
 from aieflow.devices.npu import NpuDevice
-from aieflow.devices.xclbin import emulated_xclbin, write_xclbin
+from aieflow.devices.xclbin import HOST_BANK, SRAM_BANK, emulated_xclbin, write_xclbin
 from aieflow.ops.errors import DeviceError
 from aieflow.ops.graph import Node, Value
 from aieflow.ops.kernel import Call
@@ -32,9 +33,15 @@ from aieflow.tools.npu_smoke import smoke_test
 DESIGN = DESIGNS["npu1"]
 
 
-def open_npu(xrt: Any, folder: Path, buffers: int = 5) -> NpuDevice:  # noqa: ANN401
-    file = folder / f"design{buffers}.xclbin"
-    write_xclbin(file, emulated_xclbin(DESIGN, buffers))
+def open_npu(
+    xrt: Any,  # noqa: ANN401
+    folder: Path,
+    buffers: int = 5,
+    bank: int = HOST_BANK,
+) -> NpuDevice:
+    """With so many buffer arguments, B's in a bank."""
+    file, content = folder / "design.xclbin", emulated_xclbin(DESIGN, buffers)
+    write_xclbin(file, replace(content, bank_of={**content.bank_of, 4: bank}))
     return NpuDevice(xrt, file, DESIGN, memory_nbytes=256 << 20)
 
 
@@ -80,7 +87,10 @@ def refused_ranges(xrt: NoopXrt, device: NpuDevice) -> dict[str, object]:
 def main() -> None:
     folder = Path(sys.argv[1])
     xrt = NoopXrt()
-    report: dict[str, object] = {"too_few_buffers": refused(xrt, lambda: open_npu(xrt, folder, 2))}
+    report: dict[str, object] = {
+        "too_few_buffers": refused(xrt, lambda: open_npu(xrt, folder, 2)),
+        "wrong_group": refused(xrt, lambda: open_npu(xrt, folder, bank=SRAM_BANK)),
+    }
     opened = len(xrt.library.log)
     with closing(open_npu(xrt, folder)) as device:
         report["opening"] = xrt.library.log[opened:]

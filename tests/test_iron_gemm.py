@@ -103,11 +103,13 @@ def gpt2_sizes(preset: str, batch: int, tokens: int, design: GemmDesign) -> set[
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_gpt2_products_stream_the_descriptions_tiles(generation: str) -> None:
-    """The 124M training step of 1024 tokens: the same tiles in the same order, not multiplied."""
+@pytest.mark.parametrize("preset", PRESETS)
+def test_gpt2_products_stream_the_descriptions_tiles(generation: str, preset: str) -> None:
+    """A training step of 1024 tokens: the same tiles in the same order, not multiplied."""
     design = DESIGNS[generation]
-    sizes = gpt2_sizes("124M", 4, 256, design)
-    assert len(sizes) >= 10
+    tokens = min(PRESETS[preset].seq_len, 256)
+    sizes = gpt2_sizes(preset, 1024 // tokens, tokens, design)
+    assert len(sizes) >= 7
     for size in sorted(sizes, key=lambda each: each.flops):
         recorded = record(design, size)
         check_structure(recorded, design)

@@ -13,6 +13,7 @@ import pytest
 from aieflow.devices.npu import NpuDevice, check_xclbin
 from aieflow.devices.xclbin import (
     AIE_PARTITION,
+    SRAM_BANK,
     USER_METADATA,
     emulated_xclbin,
     read_xclbin,
@@ -311,6 +312,25 @@ def test_a_kernel_with_too_few_arguments_is_told(tmp_path: Path, xrt: XrtEmulato
     write_xclbin(file, emulated_xclbin(NPU1, buffers=2))
     with pytest.raises(DeviceError, match="has 5 arguments, a GEMM needs 6"):
         NpuDevice(xrt, file, NPU1)
+
+
+@pytest.mark.parametrize(
+    ("banks", "words"),
+    [
+        ({3: 0, 4: SRAM_BANK, 5: 0}, "argument 3 in 0, argument 4 in 1, argument 5 in 0"),
+        ({3: 0, 5: 0}, "argument 3 in 0, argument 4 in None"),
+        ({}, "argument 3 in None, argument 4 in None, argument 5 in None"),
+    ],
+)
+def test_operands_in_different_banks_are_told(
+    tmp_path: Path, xrt: XrtEmulator, banks: dict[int, int], words: str
+) -> None:
+    """XRT would compute on a copy of such a buffer, and leave the result there."""
+    file = tmp_path / "gemm.xclbin"
+    write_xclbin(file, replace(emulated_xclbin(NPU1), bank_of={1: SRAM_BANK, **banks}))
+    with pytest.raises(DeviceError, match=f"{words}.*npu build"):
+        NpuDevice(xrt, file, NPU1)
+    assert xrt.open_contexts == 0
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,7 @@ def test_buffers_lie_in_the_groups_that_xrt_names(report: dict[str, Any]) -> Non
     ("case", "message", "calls"),
     [
         ("too_few_buffers", "has 5 arguments, a GEMM needs 6", ["xrtDeviceOpen", "xrtDeviceClose"]),
+        ("wrong_group", "argument 3 in 0, argument 4 in 1", ["xrtDeviceOpen", "xrtDeviceClose"]),
         ("host_memory", "operands of its compute lane must come from `allocate`", []),
         ("too_large", "sync of 8192 bytes in: 8192 bytes at", []),
         ("write", "could not broadcast input array from shape (9,) into shape (8,)", []),
