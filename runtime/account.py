@@ -1,7 +1,8 @@
 """The account of some runs of one plan: by op and device, by lane, and what lanes waited for.
 
 Everything is made of an outline and recordings, so a program that watches a run from outside makes
-the same account as the run itself.
+the same account as the run itself. Each run is accounted for alone (`run_account`), then `joined`
+with others: a watcher that keeps the last few looks at each of them once.
 """
 
 import statistics
@@ -76,74 +77,84 @@ class Account:
     overlap: float | None  # share of the copy lanes' time that ran under compute; None: no copies
 
 
+@dataclass(frozen=True, slots=True)
+class RunAccount:
+    """One run; what sums of several runs are made of."""
+
+    wall_ns: int
+    steps_ns: tuple[int, ...]  # what each step took, by its index
+    states: Mapping[str, Mapping[State, int]]  # by lane
+    awaited: Mapping[str, Mapping[str, int]]  # by lane and cause
+    awaited_steps: Mapping[str, Mapping[str, int]]  # by lane and the step's name
+    hidden_ns: float  # of the copy lanes' time, what ran under compute
+    copied_ns: float  # all of it
+
+
 def account(
     outline: Outline, recordings: Sequence[Recording], foretold_s: Sequence[float] | None = None
 ) -> Account:
     """The account of one run or more; `foretold_s` is what a model says of each step."""
-    lanes = {lane: _Lane() for lane in outline.lanes}
-    hidden, copied = 0.0, 0.0
-    for each in recordings:
-        for lane, pieces in lane_pieces(outline, each).items():
-            lanes[lane].add(state_ns(pieces))
-            for piece in pieces:
-                if piece.state in WAITING and piece.step is not None:
-                    lanes[lane].wait(outline, piece.step, piece.end_ns - piece.start_ns)
-        under, of = _overlapped(outline, each)
-        hidden, copied = hidden + under, copied + of
-    return Account(
-        len(recordings),
-        sum(each.wall_ns for each in recordings),
-        _works(outline, recordings, foretold_s),
-        tuple(lanes[lane].total(outline, lane, len(recordings)) for lane in outline.lanes),
-        _nodes(outline, recordings),
-        hidden / copied if copied else None,
+    return joined(outline, [run_account(outline, each) for each in recordings], foretold_s)
+
+
+def run_account(outline: Outline, recording: Recording) -> RunAccount:
+    """The account of one run."""
+    states: dict[str, Mapping[State, int]] = {}
+    awaited: dict[str, Mapping[str, int]] = {}
+    awaited_steps: dict[str, Mapping[str, int]] = {}
+    for lane, pieces in lane_pieces(outline, recording).items():
+        causes: dict[str, int] = defaultdict(int)
+        names: dict[str, int] = defaultdict(int)
+        for piece in pieces:
+            if piece.state in WAITING and piece.step is not None:
+                step, ns = outline.steps[piece.step], piece.end_ns - piece.start_ns
+                causes[step.cause] += ns
+                names[step.name] += ns
+        states[lane], awaited[lane], awaited_steps[lane] = state_ns(pieces), causes, names
+    hidden_ns, copied_ns = _overlapped(outline, recording)
+    spans = zip(recording.starts_ns, recording.ends_ns, strict=True)
+    steps_ns = tuple(end - start for start, end in spans)
+    return RunAccount(
+        recording.wall_ns, steps_ns, states, awaited, awaited_steps, hidden_ns, copied_ns
     )
 
 
-class _Lane:
-    """Sums of one lane while they grow."""
+def joined(
+    outline: Outline, runs: Sequence[RunAccount], foretold_s: Sequence[float] | None = None
+) -> Account:
+    """The account of some runs together; `foretold_s` is what a model says of each step."""
+    hidden_ns, copied_ns = sum(run.hidden_ns for run in runs), sum(run.copied_ns for run in runs)
+    return Account(
+        len(runs),
+        sum(run.wall_ns for run in runs),
+        _works(outline, runs, foretold_s),
+        tuple(_lane(outline, lane, runs) for lane in outline.lanes),
+        _nodes(outline, runs),
+        hidden_ns / copied_ns if copied_ns else None,
+    )
 
-    def __init__(self) -> None:
-        self._states = dict.fromkeys(STATES, 0)
-        self._awaited: dict[str, int] = defaultdict(int)
-        self._awaited_steps: dict[str, int] = defaultdict(int)
 
-    def add(self, states: Mapping[State, int]) -> None:
-        """One run."""
-        for state, ns in states.items():
-            self._states[state] += ns
-
-    def wait(self, outline: Outline, step: int, ns: int) -> None:
-        """Some waiting for a step."""
-        self._awaited[outline.steps[step].cause] += ns
-        self._awaited_steps[outline.steps[step].name] += ns
-
-    def total(self, outline: Outline, lane: str, runs: int) -> LaneAccount:
-        """The account."""
-        steps = [outline.steps[index] for index in outline.lanes[lane]]
-        return LaneAccount(
-            lane,
-            self._states,
-            runs * len(steps),
-            runs * sum(step.flops for step in steps),
-            runs * sum(step.nbytes for step in steps),
-            _largest_first(self._awaited),
-            _largest_first(self._awaited_steps),
-        )
+def _lane(outline: Outline, lane: str, runs: Sequence[RunAccount]) -> LaneAccount:
+    steps = [outline.steps[index] for index in outline.lanes[lane]]
+    return LaneAccount(
+        lane,
+        {state: sum(run.states[lane][state] for run in runs) for state in STATES},
+        len(runs) * len(steps),
+        len(runs) * sum(step.flops for step in steps),
+        len(runs) * sum(step.nbytes for step in steps),
+        _largest_first([run.awaited[lane] for run in runs]),
+        _largest_first([run.awaited_steps[lane] for run in runs]),
+    )
 
 
 def _works(
-    outline: Outline, recordings: Sequence[Recording], foretold_s: Sequence[float] | None
+    outline: Outline, runs: Sequence[RunAccount], foretold_s: Sequence[float] | None
 ) -> tuple[WorkAccount, ...]:
-    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for index, step in enumerate(outline.steps):
-        groups[step.device, step.work].append(index)
     ns = {
-        key: [each.ends_ns[i] - each.starts_ns[i] for each in recordings for i in indices]
-        for key, indices in groups.items()
+        key: [run.steps_ns[i] for run in runs for i in indices]
+        for key, indices in outline.by_work.items()
     }
     total = sum(map(sum, ns.values()))
-    runs = len(recordings)
     rows = [
         WorkAccount(
             device,
@@ -152,24 +163,22 @@ def _works(
             statistics.median(ns[device, work]) / 1e9 if runs else 0.0,
             sum(ns[device, work]) / 1e9,
             sum(ns[device, work]) / total if total else 0.0,
-            runs * sum(outline.steps[i].flops for i in indices),
-            runs * sum(outline.steps[i].nbytes for i in indices),
-            None if foretold_s is None else runs * sum(foretold_s[i] for i in indices),
+            len(runs) * sum(outline.steps[i].flops for i in indices),
+            len(runs) * sum(outline.steps[i].nbytes for i in indices),
+            None if foretold_s is None else len(runs) * sum(foretold_s[i] for i in indices),
         )
-        for (device, work), indices in groups.items()
+        for (device, work), indices in outline.by_work.items()
     ]
     return tuple(sorted(rows, key=lambda row: (-row.seconds, row.device, row.work)))
 
 
-def _nodes(outline: Outline, recordings: Sequence[Recording]) -> tuple[tuple[str, str, float], ...]:
+def _nodes(outline: Outline, runs: Sequence[RunAccount]) -> tuple[tuple[str, str, float], ...]:
     """All parts of a node together, by the median of the runs."""
-    runs: dict[tuple[str, str], list[int]] = {}
-    for number, each in enumerate(recordings):
-        spans = zip(outline.steps, each.starts_ns, each.ends_ns, strict=True)
-        for step, start, end in spans:
-            sums = runs.setdefault((step.device, step.name), [0] * len(recordings))
-            sums[number] += end - start
-    found = [(*key, statistics.median(sums) / 1e9) for key, sums in runs.items()]
+    found = [
+        (*key, statistics.median(sum(run.steps_ns[i] for i in indices) for run in runs) / 1e9)
+        for key, indices in outline.by_name.items()
+        if runs
+    ]
     return tuple(sorted(found, key=lambda row: (-row[2], row[0], row[1])))
 
 
@@ -180,8 +189,12 @@ def _overlapped(outline: Outline, recording: Recording) -> tuple[float, float]:
     spans = zip(outline.steps, recording.starts_ns, recording.ends_ns, strict=True)
     for step, start, end in spans:
         (copies if ".copy" in step.lane else computing).append((start, end))
-    return overlapped(copies, computing)
+    return overlapped(copies, computing) if copies else (0.0, 0.0)
 
 
-def _largest_first(sums: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted(sums.items(), key=lambda item: (-item[1], item[0])))
+def _largest_first(sums: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = defaultdict(int)
+    for each in sums:
+        for name, ns in each.items():
+            total[name] += ns
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))

@@ -4,7 +4,7 @@ An outline has no memory, no kernel and no device, so it can be sent to another 
 holds whole nanoseconds, so that sums of intervals are exact.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -14,6 +14,7 @@ from aieflow.runtime.plan import Plan, Step
 from aieflow.runtime.schedule import device_of
 from aieflow.runtime.trace import Trace, nanoseconds
 
+Groups = Mapping[tuple[str, str], tuple[int, ...]]
 COMPUTING = "nodes of "  # how what a lane waits for begins where it is no transfer or conversion
 
 
@@ -55,6 +56,22 @@ class Outline:
             for first, second in pairwise(program):
                 before[second] = first
         return tuple(before)
+
+    @cached_property
+    def by_work(self) -> Groups:
+        """The steps of each device and work."""
+        return self._grouped([(step.device, step.work) for step in self.steps])
+
+    @cached_property
+    def by_name(self) -> Groups:
+        """The steps of each device and name: the parts of a node."""
+        return self._grouped([(step.device, step.name) for step in self.steps])
+
+    def _grouped(self, keys: Sequence[tuple[str, str]]) -> Groups:
+        groups: dict[tuple[str, str], list[int]] = {}
+        for index, key in enumerate(keys):
+            groups.setdefault(key, []).append(index)
+        return {key: tuple(indices) for key, indices in groups.items()}
 
 
 @dataclass(frozen=True, slots=True)

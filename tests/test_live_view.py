@@ -22,6 +22,7 @@ from aieflow.tools.live_view import (
     timeline,
     whole_shares,
 )
+from aieflow.tools.profile_report import figures_report
 from aieflow.tools.profile_subject import DeviceLine, Foretold, Subject, subject_message
 from aieflow.tools.sensor_text import COLUMNS
 
@@ -102,10 +103,45 @@ def test_the_header_tells_the_figures() -> None:
     assert "emulated: far: these are the emulation's times" in text(watched(is_emulated=True))
 
 
+def test_what_recording_takes_is_told_by_both_kinds_of_training_steps() -> None:
+    seen = watched(steps=8)
+    assert seen.recording_share is None
+    assert "none yet" in " ".join(text(seen, Look(shows_help=True)).split())
+    (seconds,) = set(seen.seconds)
+    for number in range(9, 17):
+        seen.take(
+            {
+                **{"kind": "step", "training_step": number, "loss": 3.0, "tokens_per_s": 9.0},
+                **{"seconds": seconds / 1.02, "copied_nbytes": 0},
+            }
+        )
+    figures = seen.figures()
+    assert figures is not None
+    assert figures.recording_share == pytest.approx(0.02)  # one division and its inverse
+    assert "; recording +2.0%" in text(seen)
+    assert "recording +2.0%" in one_line(seen, figures)
+    assert figures_report(figures)["recording_overhead"] == figures.recording_share
+
+
+def test_a_title_fits_eighty_columns_and_no_name_is_cut() -> None:
+    """What stands in bold at 80 columns ends as it does at 200, and so does each node's name."""
+    for seen in (watched(), watched(False)):
+        narrow, wide = text(seen, width=80, height=60), text(seen, width=200, height=60)
+        titles = [line for line in wide.splitlines() if line.startswith("last training step")]
+        assert titles
+        assert set(titles) <= set(narrow.splitlines())
+        figures = seen.figures()
+        assert figures is not None
+        for device, name, _ in figures.account.nodes[:10]:
+            assert f" {device} {name}" in narrow
+    explained = " ".join(text(watched(), Look(shows_help=True), width=50).split())
+    assert "the next step waits for a transfer, a conversion or a saved state" in explained
+
+
 def test_what_is_not_known_is_not_zero_and_help_says_why() -> None:
     seen = watched(is_foretold=False)
     assert "predicted n/a  bound n/a (h says why)" in text(seen)
-    drawn = text(seen).split("left to right")[1].split("most time")[0].splitlines()
+    drawn = text(seen).split("recorded: ")[1].split("most time")[0].splitlines()
     assert [line[15:19] for line in drawn if line.startswith("f")] == ["run "] * 5
     wrapped = " ".join(text(seen, Look(shows_help=True)).split())
     assert "predicted, bound, plan: no calibration of far: run `aieflow calibrate" in wrapped
@@ -117,7 +153,9 @@ def test_what_is_not_known_is_not_zero_and_help_says_why() -> None:
 
 def test_the_plan_stands_above_what_was_measured() -> None:
     lines = text(watched()).splitlines()
-    first = next(i for i, line in enumerate(lines) if line.startswith("last recorded"))
+    first = next(
+        i for i, line in enumerate(lines) if line.startswith("last training step recorded")
+    )
     rows = lines[first + 1 : first + 1 + 2 * 5]
     assert [row[15:19] for row in rows] == ["plan", "run "] * 5
     assert all(above[20:] == below[20:] for above, below in zip(rows[::2], rows[1::2], strict=True))

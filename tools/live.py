@@ -35,10 +35,11 @@ from aieflow.tools.live_view import SORTS, Look, Process, one_line, picture
 from aieflow.tools.machine_options import Settings
 from aieflow.tools.profile_report import Figures, figures_report
 from aieflow.tools.profile_subject import DeviceLine
-from aieflow.tools.profile_tables import print_figures, print_lane_states
+from aieflow.tools.profile_tables import print_figures, print_lane_states, print_recording
 from aieflow.tools.sensor_log import LATEST, Sensed, SensorLog, sensor_log
 
 FRAME_S = 0.25
+NICENESS = 10  # of who looks: where lanes fill all cores, the training goes before the picture
 PR_SET_PDEATHSIG = 1
 LINE_S = 1.0  # between plain lines
 LEAST_RECORDED, LEAST_READ = 3, 2  # training steps and readings that --once waits for
@@ -125,6 +126,7 @@ def _print_once(link: LiveLink, show: Show) -> None:
     else:
         print_figures(figures)
         print_lane_states(figures)
+        print_recording(figures)
 
 
 def _print_lines(link: LiveLink, show: Show) -> None:
@@ -157,6 +159,7 @@ def _draw(link: LiveLink) -> None:
     """Full screen, four times a second, until `q` or the end of the run."""
     console = Console(highlight=False, emoji=False)
     look, process = Look(), _Process()
+    os.nice(NICENESS)
     with (
         _Sensing() as sensing,
         _Keys() as keys,

@@ -42,7 +42,7 @@ GREETING = b"aieflow live 1\n"
 GREETING_S = 2.0  # a client that takes longer is none
 SEND_S = 5.0  # a watcher that reads nothing for so long is dropped
 TICK_S = 0.25  # between messages of the kind `now`
-RECORDED_EVERY_S = 0.2  # more training steps than that are not recorded
+RECORDED_EVERY_S = 0.25  # more training steps than that are not recorded
 MOST_WATCHERS = 8
 MOST_WAITING = 64  # messages in a watcher's queue
 EVENTS = 20  # that a watcher is told of which it has missed
@@ -212,14 +212,15 @@ class LiveFeed:
         plan = self._send_subject(client)
         for event in missed:
             _send(client, {"kind": "event", "text": event})
-        last = -1.0
+        tick_s = time.monotonic()
         while True:
-            now = time.monotonic()
-            if now - last >= TICK_S:
-                last = now
+            # At its own times, not after an entry: then every lane has just finished its program.
+            if (left_s := tick_s - time.monotonic()) <= 0:
                 _send(client, {"kind": "now", "done": self._trainer.lane_progress()})
+                tick_s = TICK_S + time.monotonic()
+                continue
             try:
-                entry = entries.get(timeout=TICK_S)
+                entry = entries.get(timeout=left_s)
             except queue.Empty:
                 continue
             if entry is None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from aieflow.gpt2.run_folder import holds_run
 from aieflow.ops.errors import InputError
-from aieflow.runtime.account import Account, account
+from aieflow.runtime.account import Account, RunAccount, joined, run_account
 from aieflow.runtime.outline import Recording
 from aieflow.tools.live_feed import GREETING, SOCKET, socket_address
 from aieflow.tools.profile_report import Figures
@@ -25,6 +25,7 @@ from aieflow.tools.profile_subject import Subject, subject_from
 
 RECORDINGS = 8  # training steps that shares are of: the last ones
 MEDIAN_OF = 50  # training steps
+LEAST_COMPARED = 8  # of each kind, to say what recording takes
 LOSSES = 240
 EVENTS = 20
 CHUNK = 1 << 16
@@ -44,6 +45,9 @@ class Watched:
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=LOSSES))
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=MEDIAN_OF))
     recordings: deque[Recording] = field(default_factory=lambda: deque(maxlen=RECORDINGS))
+    recorded_s: deque[float] = field(default_factory=lambda: deque(maxlen=MEDIAN_OF))
+    plain_s: deque[float] = field(default_factory=lambda: deque(maxlen=MEDIAN_OF))
+    accounts: deque[RunAccount] = field(default_factory=lambda: deque(maxlen=RECORDINGS))
     done: Mapping[str, int] = field(default_factory=dict)  # lane -> steps of its program
     events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS))
     copied: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=MEDIAN_OF))
@@ -60,6 +64,8 @@ class Watched:
                 self.subject = subject_from(message)
                 self.pid, self.training_steps = content["pid"], content["training_steps"]
                 self.recordings.clear()
+                for each in (self.accounts, self.recorded_s, self.plain_s):
+                    each.clear()
                 self._account = None
             case "step":
                 self._take_step(message)
@@ -79,9 +85,11 @@ class Watched:
         if self._account is None:
             foretold = self.subject.foretold
             steps_s = None if foretold is None else foretold.steps_s
-            self._account = account(self.subject.outline, tuple(self.recordings), steps_s)
+            self._account = joined(self.subject.outline, self.accounts, steps_s)
         seconds = statistics.median(self.seconds)
-        return Figures(self.subject, self._account, seconds, self.moved_nbytes)
+        return Figures(
+            self.subject, self._account, seconds, self.moved_nbytes, self.recording_share
+        )
 
     @property
     def moved_nbytes(self) -> float:
@@ -91,6 +99,16 @@ class Watched:
         (first, before), (last, now) = self.copied[0], self.copied[-1]
         return max(0.0, (now - before) / (last - first)) if last > first else 0.0
 
+    @property
+    def recording_share(self) -> float | None:
+        """By what share recording lengthens a training step: those recorded against the others.
+
+        None while there are few of one kind.
+        """
+        if min(len(self.recorded_s), len(self.plain_s)) < LEAST_COMPARED:
+            return None
+        return statistics.median(self.recorded_s) / statistics.median(self.plain_s) - 1
+
     def _take_step(self, message: Mapping[str, object]) -> None:
         content: Any = message
         self.training_step = int(content["training_step"])
@@ -98,6 +116,7 @@ class Watched:
         self.losses.append(float(content["loss"]))
         self.seconds.append(float(content["seconds"]))
         self.copied.append((self.training_step, int(content["copied_nbytes"])))
+        (self.recorded_s if "wall_ns" in content else self.plain_s).append(self.seconds[-1])
         if "wall_ns" in content:
             times = Recording(
                 content["wall_ns"], tuple(content["starts_ns"]), tuple(content["ends_ns"])
@@ -105,6 +124,7 @@ class Watched:
             if self.subject is None or len(times.starts_ns) != len(self.subject.outline.steps):
                 raise ValueError("a recording of another plan")
             self.recordings.append(times)
+            self.accounts.append(run_account(self.subject.outline, times))
             self._account = None
 
 

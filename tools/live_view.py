@@ -7,7 +7,7 @@ each state has a sign of its own, so that colours may be absent.
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Literal
 
 from rich.text import Text
@@ -35,8 +35,8 @@ CALLED: Mapping[State, str] = {
     "overhead": "overhead",
     "idle": "idle",
 }
+NARROWEST = 30  # cells of a node among those that take most time
 SPARKS = "▁▂▃▄▅▆▇█"
-NODE_ROWS = 12
 WIDE = 110  # columns from which a lane's row has its device's sensors
 Sort = Literal["plan", "busiest", "waiting"]
 SORTS: tuple[Sort, ...] = ("plan", "busiest", "waiting")
@@ -131,14 +131,18 @@ def timeline(pieces: Sequence[Piece], wall_ns: int, width: int) -> Text:
             ns = min(end, piece.end_ns) - max(begin, piece.start_ns)
             cells[cell][piece.state] = cells[cell].get(piece.state, 0) + ns
     line = Text()
-    for sums in cells:
-        if sums:
-            filled = dict.fromkeys(STATES, 0) | sums
-            sign, colour = SIGNS[max(STATES, key=filled.__getitem__)]
-            line.append(sign, colour)
-        else:
-            line.append(" ")
+    for drawn, alike in groupby(map(_most, cells)):  # few pieces of text, for each costs rich much
+        sign, colour = drawn
+        line.append(sign * len(list(alike)), colour)
     return line
+
+
+def _most(sums: Mapping[State, int]) -> tuple[str, str]:
+    """Sign and colour of the state that most of a cell is in; blank where it is in none."""
+    if not sums:
+        return (" ", "default")
+    filled = dict.fromkeys(STATES, 0) | dict(sums)
+    return SIGNS[max(STATES, key=filled.__getitem__)]
 
 
 def one_line(watched: Watched, figures: Figures) -> str:
@@ -157,6 +161,7 @@ def one_line(watched: Watched, figures: Figures) -> str:
         f"predicted {predicted}",
         f"overlap {_overlap(figures)}",
         f"moved {_megabytes(figures.moved_nbytes)}",
+        f"recording {_share(figures.recording_share)}",
         f"{lanes} % (executing/data/dependencies/overhead/idle)",
         *(f"{name} {in_words(each)}" for name, each in figures.sensed.devices.items()),
         f"J/step {joules_text(figures.joules)}",
@@ -182,7 +187,7 @@ def _header(
     if subject is None:
         return lines
     devices = "; ".join(f"{each.name}: {each.identity}" for each in subject.devices)
-    lines.append(_plain(f"{devices}; policy {subject.policy}"))
+    lines.append(_plain(f"policy {subject.policy}; {devices}"))
     if subject.emulated:
         names = ", ".join(subject.emulated)
         lines.append(Text(f"emulated: {names}: these are the emulation's times", "yellow"))
@@ -268,8 +273,7 @@ def _body(watched: Watched, figures: Figures, look: Look, width: int, height: in
         if not watched.events:
             events = []
         kept = min(len(events), max(0, room - 3), 7)
-        nodes = _nodes(figures, width)
-        lines += nodes[: room - kept]
+        lines += _nodes(figures, width, room - kept)
         lines += events[:kept] if kept >= 3 else []
     return lines
 
@@ -302,8 +306,10 @@ def _gantt(
     subject = figures.subject
     planned = None if subject.foretold is None else subject.foretold.recording
     wall_ns = max(last.wall_ns, 0 if planned is None else planned.wall_ns, 1)
-    told = "; plan: simulated" if planned is not None else "; no plan to compare with (h says why)"
-    title = f"last recorded training step, {wall_ns / 1e6:,.1f} ms from left to right{told}"
+    told = "plan: simulated" if planned is not None else "no plan (h says why)"
+    share = figures.recording_share
+    cost = "" if share is None else f"; recording {share:+.1%}"
+    title = f"last training step recorded: {wall_ns / 1e6:,.1f} ms; {told}{cost}"
     lines = [Text(), Text(title, "bold")]
     cells = max(1, width - 20)
     rows: list[tuple[str, Mapping[str, tuple[Piece, ...]]]] = []
@@ -320,17 +326,19 @@ def _gantt(
     return lines
 
 
-def _nodes(figures: Figures, width: int) -> list[Text]:
-    """The nodes that take most time, in as many columns as fit."""
+def _nodes(figures: Figures, width: int, height: int) -> list[Text]:
+    """The nodes that take most time, in as many columns and lines as there is room for."""
     seconds = figures.account.wall_ns / 1e9 / figures.account.runs
-    lines = [Text(), Text("most time", "bold")]
-    columns = max(1, width // 50)
-    shown = [
+    found = [
         f"{s * 1e3:8.2f} ms {s / seconds:5.1%} {device} {name}"
-        for device, name, s in figures.account.nodes[: NODE_ROWS * columns]
+        for device, name, s in figures.account.nodes[: height * width // NARROWEST]
     ]
+    wide = max(map(len, found), default=0) + 2
+    columns = max(1, (width + 2) // wide)
+    shown = found[: (height - 2) * columns]
+    lines = [Text(), Text("most time", "bold")]
     for first in range(0, len(shown), columns):
-        row = [f"{text[:48]:<50}" for text in shown[first : first + columns]]
+        row = [f"{text:<{wide}}" for text in shown[first : first + columns]]
         lines.append(_plain("".join(row).rstrip()))
     return lines
 
@@ -339,9 +347,10 @@ def _help(watched: Watched, sensed: Sensed, width: int) -> list[Text]:
     lines = [Text("aieflow live", "bold"), Text(), *map(_plain, KEYS), Text()]
     for state in STATES:
         sign, colour = SIGNS[state]
+        first, *more = textwrap.wrap(f"{CALLED[state]}: {EXPLAINED[state]}", max(20, width - 2))
         line = Text(f"{sign} ", colour)
-        line.append(f"{CALLED[state]}: {EXPLAINED[state]}", "default")
-        lines.append(line)
+        line.append(first, "default")
+        lines += [line, *(_plain(f"  {each}") for each in more)]
     texts = [
         "q N on a lane: N steps of its program are left in this training step",
         "busy, W, °C, GHz are the whole device's, on each of its lanes",
@@ -352,8 +361,12 @@ def _help(watched: Watched, sensed: Sensed, width: int) -> list[Text]:
     if figures is not None:
         joules = replace(figures, sensed=sensed).joules
         texts.append(f"{'n/a: ' if joules.value is None else ''}J/step: {joules.source}")
-        if figures.account.overlap is None:
-            texts.append("n/a: overlap: nothing is copied, so nothing is to be hidden")
+    if watched.recording_share is None:
+        texts.append(
+            "what recording takes is told by training steps that are not recorded: none yet"
+        )
+    if subject is not None and not any(".copy" in lane for lane in subject.outline.lanes):
+        texts.append("n/a: overlap: nothing is copied, so nothing is to be hidden")
     texts += sources(sensed)
     for text in texts:
         lines += map(_plain, textwrap.wrap(text, max(20, width), subsequent_indent="     "))
@@ -389,6 +402,10 @@ def _percents(lane: LaneAccount) -> list[int]:
 
 def _megabytes(nbytes: float) -> str:
     return f"{nbytes / 1e6:,.1f} MB"
+
+
+def _share(share: float | None) -> str:
+    return "n/a" if share is None else f"{share:+.1%}"
 
 
 def _plain(text: str) -> Text:

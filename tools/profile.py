@@ -44,6 +44,7 @@ from aieflow.tools.profile_tables import (
     print_lane_states,
     print_overhead,
     print_path,
+    print_recording,
     print_works,
 )
 from aieflow.tools.run_options import new_config
@@ -176,7 +177,9 @@ def figures_of(done: Profiled) -> Figures:
     foretold = subject.foretold
     steps_s = None if foretold is None else foretold.steps_s
     found = account(subject.outline, done.recordings, steps_s)
-    return Figures(subject, found, done.seconds, done.moved_nbytes, done.sensed)
+    return Figures(
+        subject, found, done.seconds, done.moved_nbytes, done.overhead.median, done.sensed
+    )
 
 
 def _print_short(figures: Figures, as_json: bool) -> None:
@@ -185,6 +188,7 @@ def _print_short(figures: Figures, as_json: bool) -> None:
         return
     print_figures(figures)
     print_lane_states(figures)
+    print_recording(figures)
     for sentence in diagnosis(figures):
         OUT.print(f"{'diagnosis':<11} {sentence}", markup=False)
 

@@ -29,6 +29,7 @@ class Figures:
     account: Account
     seconds: float  # of the median training step
     moved_nbytes: float  # of one training step, by transfers
+    recording_share: float | None = None  # by what share recording lengthens a training step
     sensed: Sensed = NOTHING_SENSED
 
     @property
@@ -96,6 +97,7 @@ def figures_report(figures: Figures) -> dict[str, object]:
         "overlap": account.overlap,
         "bytes_moved": figures.moved_nbytes,
         "planned_bytes": subject.planned_nbytes,
+        "recording_overhead": figures.recording_share,
         "joules": figures.joules.value,
         "joules_source": figures.joules.source,
         "sensors": sensors_report(figures.sensed),

@@ -147,6 +147,15 @@ def print_diagnosis(figures: Figures, found: WhatIf) -> None:
     _line("", f"(a replay of what was measured is {error:+.1%} off the measured run)")
 
 
+def print_recording(figures: Figures) -> None:
+    """What recording takes, where training steps without it are known, too."""
+    share = figures.recording_share
+    text = "n/a: too few training steps were seen without it"
+    if share is not None:
+        text = f"lengthens a training step by {share:+.1%}"
+    _line("recording", text)
+
+
 def print_overhead(found: Overhead, sensed: Sensed) -> None:
     """What the profiler itself costs."""
     _line(
