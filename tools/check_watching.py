@@ -168,7 +168,7 @@ def _table(found: Watching) -> Table:
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description="Measure what watching costs.")
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--block", type=int, default=20, help="training steps of a block")
     parser.add_argument("--json", action="store_true", dest="as_json")
