@@ -92,10 +92,19 @@ def _events(timeline: Timeline) -> Iterator[dict[str, object]]:
 
 
 def _slices(timeline: Timeline, track: Mapping[str, int]) -> Iterator[dict[str, object]]:
-    for each in timeline.slices:
+    """Each slice with the ends of its arrows behind it.
+
+    Readers hang an arrow on the slice that is open when they come to it, by time and then by the
+    order of the file: so it leaves a nanosecond before the slice ends, where the next may begin.
+    """
+    ends: dict[int, list[tuple[str, int, str]]] = {}
+    for number, arrow in enumerate(timeline.arrows):
+        ends.setdefault(arrow.source, []).append(("s", number, arrow.values))
+        ends.setdefault(arrow.target, []).append(("f", number, arrow.values))
+    for place, each in enumerate(timeline.slices):
+        where = {"pid": PROCESS, "tid": track[each.lane]}
         yield {
-            "pid": PROCESS,
-            "tid": track[each.lane],
+            **where,
             "ph": "X",
             "name": each.name,
             "cat": each.op,
@@ -103,8 +112,9 @@ def _slices(timeline: Timeline, track: Mapping[str, int]) -> Iterator[dict[str, 
             "dur": each.duration_ns / 1e3,
             "args": arguments(timeline, each),
         }
-    for number, arrow in enumerate(timeline.arrows):
-        source, target = timeline.slices[arrow.source], timeline.slices[arrow.target]
-        flow = {"pid": PROCESS, "name": arrow.values, "cat": "wait", "id": number}
-        yield {**flow, "ph": "s", "tid": track[source.lane], "ts": source.end_ns / 1e3}
-        yield {**flow, "ph": "f", "bp": "e", "tid": track[target.lane], "ts": target.start_ns / 1e3}
+        for phase, number, values in ends.get(place, ()):
+            flow = {**where, "ph": phase, "name": values, "cat": "wait", "id": number}
+            if phase == "s":
+                yield {**flow, "ts": max(each.start_ns, each.end_ns - 1) / 1e3}
+            else:
+                yield {**flow, "bp": "e", "ts": each.start_ns / 1e3}

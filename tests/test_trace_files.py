@@ -73,6 +73,30 @@ def nanoseconds(microseconds: float) -> int:
     return found
 
 
+def chrome_arrows(events: list[dict[str, Any]]) -> Arrows:
+    """As Perfetto's importer hangs them: on the slice last opened on the track, in stable order."""
+    tracks = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    topmost: dict[str, dict[str, Any]] = {}
+    sources: dict[int, tuple[str, int]] = {}
+    arrows: Arrows = []
+    timed = [event for event in events if event["ph"] in ("X", "s", "f")]
+    for event in sorted(timed, key=lambda event: nanoseconds(event["ts"])):
+        track = tracks[event["tid"]]
+        if event["ph"] == "X":
+            topmost[track] = event
+            continue
+        begin, end = (nanoseconds(topmost[track][key]) for key in ("ts", "dur"))
+        assert begin <= nanoseconds(event["ts"]) <= begin + end  # as the format has it
+        if event["ph"] == "s":
+            assert event["id"] not in sources
+            sources[event["id"]] = (track, begin)
+        else:
+            assert event["bp"] == "e"
+            arrows.append((sources.pop(event["id"]), (track, begin)))
+    assert not sources
+    return arrows
+
+
 def test_chrome(recorded: list[Recorded], tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     write_trace(recorded, [path], cost(), kernels())
@@ -85,16 +109,7 @@ def test_chrome(recorded: list[Recorded], tmp_path: Path) -> None:
         (tracks[e["tid"]], e["name"], nanoseconds(e["ts"]), nanoseconds(e["ts"] + e["dur"]))
         for e in spans
     ]
-    begins = {(track, end): start for track, _, start, end in slices}
-    arrows: Arrows = []
-    ends = {event["id"]: event for event in events if event["ph"] == "f"}
-    for event in (event for event in events if event["ph"] == "s"):
-        end = ends.pop(event["id"])
-        track, leaves = tracks[event["tid"]], nanoseconds(event["ts"])
-        target = (tracks[end["tid"]], nanoseconds(end["ts"]))
-        arrows.append(((track, begins[track, leaves]), target))
-    assert not ends
-    require_whole(recorded, slices, arrows)
+    require_whole(recorded, slices, chrome_arrows(events))
     counted = {e["name"]: list(e["args"]) for e in events if e["ph"] == "C"}
     assert counted == {each.name: [each.unit] for each in made(recorded).counters}
 
@@ -187,6 +202,27 @@ def test_perfetto_keeps_the_order_of_steps_that_take_no_time(tmp_path: Path) -> 
         elif event.type == schema.TrackEvent.TYPE_SLICE_END:
             open_tracks.remove(event.track_uuid)
     assert (len(left), open_tracks) == (2, set())
+
+
+def test_chrome_arrows_of_steps_that_touch_leave_their_own(tmp_path: Path) -> None:
+    """
+    one  [ p  ][ q  ][ s  ]     the arrow from p leads to r, and q begins where p ends
+    two        [ r  ]
+    """
+    path = tmp_path / "trace.json"
+    for seconds in (1e-6, 0.0):  # and where all is at one moment
+        trace = simulate(diamond(), Scripted(dict.fromkeys("pqrs", seconds)))
+        write_trace([Recorded(1, 0.0, trace)], [path])
+        made_of = timeline([Recorded(1, 0.0, trace)])
+        expected = [
+            (made_of.slices[one.source], made_of.slices[one.target]) for one in made_of.arrows
+        ]
+        arrows = chrome_arrows(json.loads(path.read_text())["traceEvents"])
+        assert arrows == [
+            ((source.lane, source.start_ns), (target.lane, target.start_ns))
+            for source, target in expected
+        ]
+        assert len(arrows) == 2
 
 
 def test_database(recorded: list[Recorded], tmp_path: Path) -> None:
