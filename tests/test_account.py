@@ -11,6 +11,7 @@ from aieflow.ops.builder import Builder
 from aieflow.ops.pointwise import GELU
 from aieflow.ops.spec import Spec
 from aieflow.runtime.account import account
+from aieflow.runtime.outliers import Outlier, outliers
 from aieflow.runtime.outline import Outline, OutlinedStep, Recording, outline, recording
 from aieflow.runtime.placement import Placement, place_on
 from aieflow.runtime.plan import Plan
@@ -131,3 +132,27 @@ def test_what_nothing_waits_for_gains_nothing() -> None:
     assert found.replay_s == pytest.approx(trace.seconds, rel=1e-6)  # whole nanoseconds
     assert all(gain.ratio <= 1 + 1e-9 for gain in found.gains)
     assert any(gain.ratio < 0.99 for gain in found.gains)
+
+
+def test_outliers_are_held_against_their_own_median() -> None:
+    """m takes 60, once 200; a takes 40, once 130, which is more than three times; of a wall of 160.
+
+    A step that took long often is no outlier, nor is one that no run can have felt.
+    """
+    usual = times((0, 40), (40, 41), (41, 101), (101, 160), wall=160)
+    late_m = times((0, 40), (40, 41), (41, 241), (241, 300), wall=300)
+    late_a = times((0, 130), (130, 131), (131, 191), (191, 250), wall=250)
+    slow = times((0, 40), (40, 41), (41, 201), (201, 260), wall=260)  # 160 for m is less than 3 x
+    runs = [usual, usual, late_m, usual, late_a, slow, usual]
+    assert outliers(DRAWN, runs) == (
+        Outlier(2, 2, 200e-9, 60e-9),
+        Outlier(4, 0, 130e-9, 40e-9),
+    )
+    assert not outliers(DRAWN, runs[:4])  # too few
+    assert not outliers(DRAWN, [late_m] * 5)
+    for taken, is_felt in ((13, False), (15, True)):  # 3 is usual: 10 more are 1 % of the run
+        copies = [
+            times((0, 40), (40, 40 + ns), (60, 101), (101, 1000), wall=1000)
+            for ns in (3, 3, 3, 3, taken)
+        ]
+        assert bool(outliers(DRAWN, copies)) == is_felt

@@ -8,7 +8,7 @@ from test_lane_states import jittered
 
 from aieflow.ops.npu.kernels import CONVERSIONS
 from aieflow.runtime.lane_states import STATES, Piece, lane_pieces, shares, state_ns
-from aieflow.runtime.outline import outline, recording
+from aieflow.runtime.outline import Recording, outline, recording
 from aieflow.tools.live import _after
 from aieflow.tools.live_link import Watched
 from aieflow.tools.live_view import (
@@ -50,22 +50,26 @@ def watched(is_foretold: bool = True, is_emulated: bool = False, steps: int = 5)
     seen = Watched(Path("runs/gpt2-001"))
     seen.take({"kind": "subject", "pid": 1, "training_steps": 9, **subject_message(subject)})
     for number in range(1, steps + 1):
-        seen.take(
-            {
-                "kind": "step",
-                "training_step": number,
-                "loss": 4.0 - number / 10,
-                "seconds": trace.seconds * 1.5,
-                "tokens_per_s": 64 / trace.seconds,
-                "copied_nbytes": 2_000_000 * number,
-                "wall_ns": times.wall_ns,
-                "starts_ns": list(times.starts_ns),
-                "ends_ns": list(times.ends_ns),
-            }
-        )
+        seen.take(step_message(number, trace.seconds * 1.5, times))
     seen.take({"kind": "now", "done": dict.fromkeys(told.lanes, 1)})
     seen.take({"kind": "event", "text": "checkpoint step-4"})
     return seen
+
+
+def step_message(number: int, seconds: float, times: Recording | None = None) -> dict[str, object]:
+    """What is said of a training step, recorded or not."""
+    message: dict[str, object] = {
+        "kind": "step",
+        "training_step": number,
+        "loss": 4.0 - number / 10,
+        "seconds": seconds,
+        "tokens_per_s": 64 / seconds,
+        "copied_nbytes": 2_000_000 * number,
+    }
+    if times is not None:
+        spans = {"starts_ns": list(times.starts_ns), "ends_ns": list(times.ends_ns)}
+        message |= {"wall_ns": times.wall_ns, **spans}
+    return message
 
 
 def text(seen: Watched, look: Look = PLAIN, width: int = 120, height: int = 40) -> str:
@@ -109,18 +113,26 @@ def test_what_recording_takes_is_told_by_both_kinds_of_training_steps() -> None:
     assert "none yet" in " ".join(text(seen, Look(shows_help=True)).split())
     (seconds,) = set(seen.seconds)
     for number in range(9, 17):
-        seen.take(
-            {
-                **{"kind": "step", "training_step": number, "loss": 3.0, "tokens_per_s": 9.0},
-                **{"seconds": seconds / 1.02, "copied_nbytes": 0},
-            }
-        )
+        seen.take(step_message(number, seconds / 1.02))
     figures = seen.figures()
     assert figures is not None
     assert figures.recording_share == pytest.approx(0.02)  # one division and its inverse
     assert "; recording +2.0%" in text(seen)
     assert "recording +2.0%" in one_line(seen, figures)
     assert figures_report(figures)["recording_overhead"] == figures.recording_share
+
+
+def test_another_plan_begins_anew() -> None:
+    seen = watched(steps=8)
+    assert seen.subject is not None
+    seen.take({"kind": "subject", "pid": 1, "training_steps": 9, **subject_message(seen.subject)})
+    assert seen.figures() is None
+    assert "waiting for the first training step" in text(seen)
+    seen.take(step_message(9, 1e-3, recording(jittered(7, random.Random(7)))))
+    figures = seen.figures()
+    assert figures is not None
+    assert figures.account.runs == 1
+    assert figures.recording_share is None
 
 
 def test_a_title_fits_eighty_columns_and_no_name_is_cut() -> None:

@@ -84,6 +84,8 @@ def test_the_whole_profile_as_json(aieflow: Command) -> None:
     assert all(gain["ratio"] <= 1 + 1e-6 for gain in what_if["gains"])
     assert found["diagnosis"]
     assert found["profiler"]["overhead"]["pairs"] == 4
+    assert found["recording_overhead"] == found["profiler"]["overhead"]["median"]
+    assert found["outliers"] == []  # of four training steps none can be told
 
 
 def test_the_tables(aieflow: Command) -> None:
@@ -94,6 +96,7 @@ def test_the_tables(aieflow: Command) -> None:
     for heading in ("step", "predicted", "device", "lane", "path", "diagnosis", "what", "overhead"):
         assert heading in headings
     assert "n/a: no calibration of cpu" in result.out
+    assert "outliers    n/a: of 2 training steps none can be told; it takes 5" in result.out
     assert "(simulated)" in result.out
     assert "\x1b" not in result.out
 

@@ -85,8 +85,9 @@ def chrome_arrows(events: list[dict[str, Any]]) -> Arrows:
         if event["ph"] == "X":
             topmost[track] = event
             continue
-        begin, end = (nanoseconds(topmost[track][key]) for key in ("ts", "dur"))
-        assert begin <= nanoseconds(event["ts"]) <= begin + end  # as the format has it
+        begin, long = (nanoseconds(topmost[track][key]) for key in ("ts", "dur"))
+        # inside, as the format has it; what takes no time has no inside
+        assert begin <= nanoseconds(event["ts"]) < begin + max(1, long)
         if event["ph"] == "s":
             assert event["id"] not in sources
             sources[event["id"]] = (track, begin)

@@ -34,6 +34,7 @@ from aieflow.tools.profile_report import (
     diagnosis,
     figures_report,
     gains_report,
+    outliers_report,
     path_report,
     work_report,
 )
@@ -42,6 +43,7 @@ from aieflow.tools.profile_tables import (
     print_diagnosis,
     print_figures,
     print_lane_states,
+    print_outliers,
     print_overhead,
     print_path,
     print_recording,
@@ -154,6 +156,7 @@ def _profile(
             work_report(row, figures.account.runs, rates) for row in figures.account.works
         ]
         content["critical_path"] = path_report(path)
+        content["outliers"] = outliers_report(done)
         content["diagnosis"] = diagnosis(figures, found)
         content["what_if"] = gains_report(found)
         content["profiler"] = {
@@ -167,6 +170,7 @@ def _profile(
     print_works(figures, rates)
     print_lane_states(figures)
     print_path(path)
+    print_outliers(outliers_report(done), len(done.recordings))
     print_diagnosis(figures, found)
     print_overhead(done.overhead, done.sensed)
 

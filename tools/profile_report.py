@@ -11,8 +11,10 @@ from aieflow.devices.readings import Reading, absent
 from aieflow.runtime.account import WAITING, Account, LaneAccount, WorkAccount
 from aieflow.runtime.gap import Gap
 from aieflow.runtime.lane_states import shares
+from aieflow.runtime.outliers import outliers
 from aieflow.runtime.schedule import device_of
 from aieflow.runtime.what_if import Gain, WhatIf
+from aieflow.tools.profile_run import Profiled
 from aieflow.tools.profile_subject import Subject
 from aieflow.tools.sensor_log import Sensed
 
@@ -191,6 +193,20 @@ def gain_words(gain: Gain) -> str:
     if gain.change == "half":
         return f"{gain.work} on {gain.device} in half the time"
     return f"without {gain.work} on {gain.device}"
+
+
+def outliers_report(done: Profiled) -> list[dict[str, object]]:
+    """Steps that took far longer than usual, the worst first."""
+    return [
+        {
+            "training_step": done.records[each.run].training_step,
+            "lane": done.subject.outline.steps[each.step].lane,
+            "name": done.subject.outline.steps[each.step].name,
+            "seconds": each.seconds,
+            "median_seconds": each.median_s,
+        }
+        for each in outliers(done.subject.outline, done.recordings)
+    ]
 
 
 def path_report(found: Gap) -> dict[str, object]:

@@ -1,12 +1,14 @@
 """Prints a profile: by op and device, by lane, the critical path, what would help."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
 from aieflow.devices.cpu import Rates
 from aieflow.runtime.gap import LATE, Gap
 from aieflow.runtime.lane_states import STATES, shares
+from aieflow.runtime.outliers import LEAST_RUNS, SHARE, TIMES
 from aieflow.runtime.what_if import WhatIf
 from aieflow.tools.console import OUT
 from aieflow.tools.forecast import print_table
@@ -131,6 +133,26 @@ def print_path(found: Gap) -> None:
     _line(
         "path", f"the last training step's critical path, {len(found.path)} steps: {text}{others}"
     )
+
+
+def print_outliers(found: Sequence[Mapping[str, Any]], runs: int) -> None:
+    """Steps that took far longer than usual."""
+    heading = "outliers"
+    for each in found[:SHOWN]:
+        _line(
+            heading,
+            f"{each['name']} on {each['lane']} took {each['seconds'] * 1e3:,.2f} ms in training "
+            f"step {each['training_step']}, its median is {each['median_seconds'] * 1e3:,.2f} ms",
+        )
+        heading = ""
+    if len(found) > SHOWN:
+        _line("", f"and {len(found) - SHOWN} more, with --json")
+    if runs < LEAST_RUNS:
+        _line(heading, f"n/a: of {runs} training steps none can be told; it takes {LEAST_RUNS}")
+    elif not found:
+        _line(
+            heading, f"none: no step took {TIMES:g} times its median, and {SHARE:.0%} of a run more"
+        )
 
 
 def print_diagnosis(figures: Figures, found: WhatIf) -> None:
