@@ -120,5 +120,5 @@ def _of(found: list[NpuSensor] | str, kind: Kind) -> Reading:
     values = [each.value for each in found if each.kind == kind and each.value is not None]
     if not values:
         return absent(f"the NPU's driver tells no {kind}")
-    label = f"mean of {len(values)} columns" if kind == "utilization" else "the NPU"
+    label = f"mean of its columns ({len(values)})" if kind == "utilization" else "the NPU"
     return Reading(fmean(values), f"{label}, amdxdna")

@@ -96,7 +96,7 @@ def test_a_strix_tells_everything(tmp_path: Path) -> None:
     found = read(tmp_path, Driver(STRIX, (1267, 1800)))
     assert_reads(found.power_w, 1.87, "the NPU, amdxdna")
     assert found.temperature_c == Reading(52.0, "the NPU, amdxdna")
-    assert_reads(found.utilization, 0.35, "mean of 8 columns, amdxdna")
+    assert_reads(found.utilization, 0.35, "mean of its columns (8), amdxdna")
     assert found.clock_hz == Reading(1.8e9, "H clock as set, amdxdna")
 
 
@@ -151,7 +151,7 @@ def test_an_idle_npu_is_busy_for_nothing_and_that_is_known(tmp_path: Path) -> No
     laptops.strix(tmp_path)
     idle = [("Column 0 Utilization", 0, "%", 0, COLUMN)]
     assert read(tmp_path, Driver(idle, (1, 1))).utilization == Reading(
-        0.0, "mean of 1 columns, amdxdna"
+        0.0, "mean of its columns (1), amdxdna"
     )
 
 
