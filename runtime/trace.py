@@ -43,16 +43,16 @@ class Trace:
         return 1 - busy / (self.seconds * len(lanes)) if self.seconds else 0.0
 
     @property
-    def overlap(self) -> float:
+    def overlap(self) -> float | None:
         """Share of the copy lanes' time, transfers and conversions, that ran under compute.
 
-        1 where nothing had to be copied.
+        None where nothing had to be copied.
         """
         hidden, total = overlapped(
             [(span.start_s, span.end_s) for span in self.spans if ".copy" in span.lane],
             [(span.start_s, span.end_s) for span in self.spans if ".copy" not in span.lane],
         )
-        return hidden / total if total else 1.0
+        return hidden / total if total else None
 
     def seconds_by_op(self) -> dict[str, float]:
         """Lane seconds of each op and kind of transfer, largest first."""

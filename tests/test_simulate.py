@@ -98,6 +98,7 @@ def test_a_diamond_on_two_lanes() -> None:
     assert trace.seconds == 9
     assert [trace.busy_seconds(lane) for lane in trace.plan.lanes] == [6, 6]
     assert {span.executor for span in trace.spans} == {"made up: fake (simulated)"}
+    assert trace.overlap is None  # nothing is copied
 
 
 def test_a_transfer_runs_under_compute() -> None:

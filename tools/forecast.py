@@ -139,16 +139,16 @@ def summary(found: Forecast) -> dict[str, str]:
             f"{found.joules:.4g} J a training step, "
             f"{found.joules / trace.seconds:.3g} W (simulated)"
         )
-    copies = any(".copy" in span.lane for span in trace.spans)
+    overlap = "nothing is transferred (simulated)"
+    if trace.overlap is not None:
+        overlap = f"{trace.overlap:.1%} of what copy lanes do under compute (simulated)"
     return {
         "policy": trace.plan.schedule.policy,
         "seconds": f"{trace.seconds:.4g} s a training step (simulated)",
         "tokens": f"{found.tokens / trace.seconds:,.0f} tokens/s (simulated)",
         "rate": f"{found.flops / trace.seconds / 1e9:,.1f} GFLOP/s (simulated)",
         "energy": energy,
-        "overlap": f"{trace.overlap:.1%} of what copy lanes do under compute (simulated)"
-        if copies
-        else "nothing is transferred (simulated)",
+        "overlap": overlap,
         "bound": f"{found.bound.seconds:.4g} s at least on these devices, by any placement of "
         f"this graph: {found.bound_ratio:.2f}x (simulated)",
     }
