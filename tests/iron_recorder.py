@@ -7,6 +7,7 @@ of the sequence; `iron_dataflow` executes it. Nothing here compiles anything.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -327,6 +328,7 @@ class Recorder:
         self.open_groups: list[Group] = []
         self.made_workers: list[Worker] = []
         self.current: SimpleNamespace | None = None
+        self.compiled: dict[str, Any] = {}
 
     def iron(self) -> Iron:
         api = SimpleNamespace(
@@ -362,6 +364,7 @@ class Recorder:
                 WalkResult=SimpleNamespace(ADVANCE=None),
             ),
             Bfloat16,
+            SimpleNamespace(compile_mlir_module=self._compile),
         )
 
     def _fifo(self, *args: Any, **kwargs: Any) -> Fifo:  # noqa: ANN401
@@ -414,11 +417,19 @@ class Recorder:
 
     def _external(self, *args: Any, **kwargs: Any) -> Kernel:  # noqa: ANN401
         given = bound("ExternalFunction", args, kwargs)
-        name, source = given["name"], given["source_string"]
-        if f"void {name}(" not in source:
+        name, source = given["name"], given["source_file"]
+        if source is None:
+            raise RecordError(f"{name}: without a source_file it is not compiled")
+        if f"void {name}(" not in Path(source).read_text(encoding="utf-8"):
             raise RecordError(f"{name} is not in its source")
         shapes = tuple(array_type(kind).shape for kind in given["arg_types"])
         return Kernel(name, shapes, function=FUNCTIONS[name])
+
+    def _compile(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        """Notes what was asked for; only with both are kernels compiled from their sources."""
+        self.compiled = bound("compile_mlir_module", args, kwargs)
+        if not self.compiled["work_dir"] or self.compiled["device"] is None:
+            raise RecordError("compile_mlir_module: without work_dir and device no kernel is built")
 
     def _program(self, *args: Any, **kwargs: Any) -> SimpleNamespace:  # noqa: ANN401
         given = bound("Program", args, kwargs)

@@ -6,7 +6,9 @@ what `iron_recorder` and `iron_dataflow` say of its rules.
 """
 
 import random
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +34,8 @@ from aieflow.ops.npu.iron_release import (
 )
 from aieflow.ops.npu.ops import gemm_size_of
 from aieflow.ops.npu.program import DmaTask
+
+ROOMS = ("ops", "devices", "profiles", "runtime", "gpt2", "tools")
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
@@ -152,6 +156,17 @@ def test_shims_carry_what_the_encoder_says() -> None:
                 assert given[task.column, "abc"[task.argument]] == task.channel
                 compared += 1
     assert compared == (4 + 4 + 4) + (4 + 8 + 8)
+
+
+def test_mlir_aie_is_imported_in_one_place() -> None:
+    """Nothing but `iron_release` names a module of it as such."""
+    root = Path(__file__).parent.parent
+    named = re.compile(
+        r"""["']aie\.(iron|helpers|utils|ir|dialects)|^\s*(import|from) aie\b""", re.M
+    )
+    files = [file for room in ROOMS for file in (root / room).rglob("*.py")]
+    found = [file.name for file in files if named.search(file.read_text(encoding="utf-8"))]
+    assert found == ["iron_release.py"]
 
 
 def no_modules(name: str) -> Any:  # noqa: ANN401

@@ -128,9 +128,13 @@ def test_the_name_is_the_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (iron_gemm, [True, False]),
         (iron_streaming, [False, True]),
         (iron_pin, [True, True]),
+        (None, [False, True]),
     ):
         before = [build_name(design) for design in both]
-        monkeypatch.setattr(module, "__file__", str(other))
+        if module is None:
+            monkeypatch.setattr(iron_streaming, "GELU_BACKWARD", other)
+        else:
+            monkeypatch.setattr(module, "__file__", str(other))
         after = [build_name(design) for design in both]
         assert [a != b for a, b in zip(before, after, strict=True)] == is_other
 

@@ -54,7 +54,7 @@ from aieflow.ops.npu.standard import (
     smallest_program,
 )
 from aieflow.ops.npu.streaming import INPUTS, StreamDesign, stream_program
-from aieflow.tools.npu_compile import smallest_module
+from aieflow.tools import npu_compile
 
 Bits = npt.NDArray[np.uint16]
 Floats = npt.NDArray[np.float32]
@@ -234,7 +234,7 @@ def test_a_design_without_products_is_none_for_the_device(tmp_path: Path) -> Non
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_every_design_makes_a_program(generation: str) -> None:
     for design in STANDARD[generation].values():
-        recorded = smallest_module(design, Recorder().iron())  # which checks the limits
+        recorded = npu_compile.smallest_module(design, Recorder().iron())  # which checks the limits
         rows = design.rows if isinstance(design, GemmDesign) else 1
         assert len(recorded.workers) == rows * design.columns
         assert len(recorded.buffers) == buffers_of(design)
@@ -248,6 +248,21 @@ def test_every_design_makes_a_program(generation: str) -> None:
             ]
             element_nbytes = 4 if isinstance(design, GemmDesign) and place == 2 else 2
             assert sum(prod(tap.sizes) for tap in taps) * element_nbytes == moved
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_design_is_handed_to_the_compiler(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(npu_compile, "load_iron", recorder.iron)
+    npu_compile.compile_design(STANDARD["npu2"][name], tmp_path)
+    asked = recorder.compiled
+    assert isinstance(asked["mlir_module"], Recorded)
+    assert (asked["device"].name, asked["device"].columns) == ("npu2", 8)
+    assert asked["work_dir"] == str(tmp_path)
+    assert asked["xclbin_path"] == str(tmp_path / npu_compile.XCLBIN)
+    assert asked["insts_path"] == str(tmp_path / npu_compile.INSTRUCTIONS)
 
 
 # --- a tiny MLP: two products with ReLU between

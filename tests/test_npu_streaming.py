@@ -20,7 +20,7 @@ from iron_structure import fifos
 from aieflow.devices.xrt_emulator_stream import execute_stream, prepare_stream
 from aieflow.ops.errors import PlanError
 from aieflow.ops.npu.generation import NPU1, NPU2
-from aieflow.ops.npu.iron_streaming import GELU_BACKWARD_SOURCE, stream_module
+from aieflow.ops.npu.iron_streaming import GELU_BACKWARD, stream_module
 from aieflow.ops.npu.packing import from_bfloat16, to_bfloat16
 from aieflow.ops.npu.streaming import StreamDesign, check_stream, stream_program
 from aieflow.ops.pointwise import gelu_backward_reference
@@ -164,7 +164,7 @@ def test_the_gradients_source_computes_it_on_a_host(tmp_path: Path) -> None:
     if compiler is None:
         pytest.skip("no C++ compiler here")
     source, library = tmp_path / "gelu.cc", tmp_path / "gelu.so"
-    source.write_text(HOST + GELU_BACKWARD_SOURCE)
+    source.write_text(HOST + GELU_BACKWARD.read_text(encoding="utf-8"))
     flags = ["-shared", "-fPIC", "-O1", "-DTILE=65536", "-o", str(library)]
     subprocess.run([compiler, *flags, str(source)], check=True)
     x = np.arange(65536, dtype=np.uint16)  # every bf16 there is

@@ -62,12 +62,14 @@ class Build:
 def build_name(design: AnyDesign) -> str:
     """The name of a design's build with the pinned toolchain."""
     generator = iron_gemm if isinstance(design, GemmDesign) else iron_streaming
-    sources = [Path(str(module.__file__)).read_bytes() for module in (generator, iron_pin)]
+    files = [Path(str(module.__file__)) for module in (generator, iron_pin)]
+    if generator is iron_streaming:
+        files.append(iron_streaming.GELU_BACKWARD)
     content = {
         "design": describe_design(design),
         "generation": design.generation.name,
         "toolchain": WANTED,
-        "generator": hashlib.sha256(b"".join(sources)).hexdigest(),
+        "generator": _hash(*files),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return f"{design.generation.name}-{name_of(design)}-{digest[:12]}"
@@ -212,8 +214,9 @@ def describe_with_xclbinutil(xclbin: Path, text: str) -> None:
     whole.replace(xclbin)
 
 
-def _hash(file: Path) -> str:
+def _hash(*files: Path) -> str:
+    """Of all that they hold; empty where one is not there."""
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     except OSError:
         return ""

@@ -8,7 +8,6 @@ two processes. What fails is printed, and the exit code is 1.
 
 import json
 import sys
-from importlib import import_module
 from pathlib import Path
 
 from aieflow.devices.xclbin import design_of
@@ -34,7 +33,7 @@ def compile_design(design: AnyDesign, folder: Path) -> None:
     iron = load_iron()
     module = smallest_module(design, iron)
     device = iron.device.from_name(design.generation.name, n_cols=design.columns)
-    import_module("aie.utils.compile").compile_mlir_module(
+    iron.compile.compile_mlir_module(
         module,
         insts_path=str(folder / INSTRUCTIONS),
         xclbin_path=str(folder / XCLBIN),

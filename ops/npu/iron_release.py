@@ -41,6 +41,7 @@ class Iron:
     taplib: Handle  # aie.helpers.taplib: TensorAccessPattern
     ir: Handle  # aie.ir: attributes
     bfloat16: Handle  # the element type
+    compile: Handle  # aie.utils.compile: compile_mlir_module
 
 
 def installed_version(package: str) -> str | None:
@@ -87,6 +88,7 @@ def load_iron(
             load("aie.helpers.taplib"),
             load("aie.ir"),
             load("ml_dtypes").bfloat16,
+            load("aie.utils.compile"),
         )
     except ImportError as error:
         raise InputError(

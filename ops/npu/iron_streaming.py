@@ -1,12 +1,13 @@
 """An elementwise design as an IRON program: shim -> core -> shim in each column.
 
-GELU and ReLU are mlir-aie's kernels; it has none for GELU's gradient, so its source is here: plain
-C++, correct before fast. That source was compiled for hosts only, where a test holds it against
-numpy; no compiler for the array has seen it.
+GELU and ReLU are mlir-aie's kernels; it has none for GELU's gradient, so that is ours, in
+`gelu_backward.cc`: plain C++, correct before fast. It was compiled for hosts only, where a test
+holds it against numpy; no compiler for the array has seen it.
 """
 
 from collections.abc import Callable, Sequence
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,27 +18,8 @@ from aieflow.ops.npu.iron_release import Handle, Iron
 from aieflow.ops.npu.program import DmaTask, LockSet, ParameterWrite, Sync
 from aieflow.ops.npu.streaming import ROWS, StreamDesign, check_stream, stream_program
 
-# tanh by Lambert's continued fraction; beyond 5 it is 1 to more bits than bf16 has.
-GELU_BACKWARD_SOURCE = """
-#include <stdint.h>
-
-static inline float hyperbolic_tangent(float u) {
-  if (u > 5.0f) return 1.0f;
-  if (u < -5.0f) return -1.0f;
-  float square = u * u, tail = 25.0f;
-  for (int odd = 23; odd >= 1; odd -= 2) tail = (float)odd + square / tail;
-  return u / tail;
-}
-
-extern "C" void gelu_backward_bf16(bfloat16 *x, bfloat16 *dy, bfloat16 *dx) {
-  for (int i = 0; i < TILE; i++) {
-    float v = (float)x[i];
-    float t = hyperbolic_tangent(0.7978845608f * (v + 0.044715f * v * v * v));
-    float slope = 0.7978845608f * (1.0f + 0.134145f * v * v);
-    dx[i] = (bfloat16)((float)dy[i] * 0.5f * (1.0f + t + v * (1.0f - t * t) * slope));
-  }
-}
-"""
+# A file, since mlir-aie compiles for a caller of its own only what has one.
+GELU_BACKWARD = Path(__file__).with_name("gelu_backward.cc")
 
 
 def stream_module(design: StreamDesign, elements: int, iron: Iron) -> Handle:
@@ -112,7 +94,7 @@ def _kernel(design: StreamDesign, kind: Handle, iron: Iron) -> Handle:
         return iron.kernels.relu(tile_size=design.tile)
     return iron.iron.ExternalFunction(
         "gelu_backward_bf16",
-        source_string=GELU_BACKWARD_SOURCE,
+        source_file=str(GELU_BACKWARD),
         arg_types=[kind] * 3,
         compile_flags=[f"-DTILE={design.tile}"],
     )
