@@ -328,6 +328,8 @@ class Recorder:
         self.open_groups: list[Group] = []
         self.made_workers: list[Worker] = []
         self.current: SimpleNamespace | None = None
+        self.kernels: list[Kernel] = []  # that are to be compiled from their sources
+        self.built: list[tuple[Kernel, str]] = []  # each with its folder
         self.compiled: dict[str, Any] = {}
 
     def iron(self) -> Iron:
@@ -338,7 +340,7 @@ class Recorder:
                 self, bound("WorkerRuntimeBarrier", args, kwargs)["initial_value"]
             ),
             Worker=self._worker_type(),
-            ExternalFunction=self._external,
+            ExternalFunction=self._external_type(),
             Runtime=lambda *args, **kwargs: SimpleNamespace(**bound("Runtime", args, kwargs)),
             TaskGroup=lambda *args, **kwargs: Group(self, *args, **kwargs),
             Program=self._program,
@@ -364,7 +366,9 @@ class Recorder:
                 WalkResult=SimpleNamespace(ADVANCE=None),
             ),
             Bfloat16,
-            SimpleNamespace(compile_mlir_module=self._compile),
+            SimpleNamespace(
+                compile_mlir_module=self._compile, compile_external_kernel=self._compile_kernel
+            ),
         )
 
     def _fifo(self, *args: Any, **kwargs: Any) -> Fifo:  # noqa: ANN401
@@ -407,29 +411,46 @@ class Recorder:
         m, k, n = given["dim_m"], given["dim_k"], given["dim_n"]
         dims = MAC_DIMS[self.current.name]
         zero = Kernel("zero_f32", ((m, n),))
-        return Kernel("matmul_bf16_f32", ((m, k), (k, n), (m, n)), zero, dims)
+        return self._made(Kernel("matmul_bf16_f32", ((m, k), (k, n), (m, n)), zero, dims))
 
     def _elementwise(self, name: str, given: dict[str, Any]) -> Kernel:
         tile = bound(name, (), given)["tile_size"]
         if self.current is None or tile != 1024:
             raise RecordError(f"{name}: no current device, or a tile of {tile}, not 1024")
-        return Kernel(f"{name}_bf16", ((tile,), (tile,)), function=FUNCTIONS[f"{name}_bf16"])
+        function = FUNCTIONS[f"{name}_bf16"]
+        return self._made(Kernel(f"{name}_bf16", ((tile,), (tile,)), function=function))
+
+    def _made(self, kernel: Kernel) -> Kernel:
+        self.kernels.append(kernel)
+        return kernel
+
+    def _external_type(self) -> Callable[..., Kernel]:
+        def make(*args: Any, **kwargs: Any) -> Kernel:  # noqa: ANN401
+            return self._external(*args, **kwargs)
+
+        make._instances = self.kernels  # type: ignore[attr-defined]  # of the class
+        return make
 
     def _external(self, *args: Any, **kwargs: Any) -> Kernel:  # noqa: ANN401
         given = bound("ExternalFunction", args, kwargs)
         name, source = given["name"], given["source_file"]
-        if source is None:
-            raise RecordError(f"{name}: without a source_file it is not compiled")
         if f"void {name}(" not in Path(source).read_text(encoding="utf-8"):
             raise RecordError(f"{name} is not in its source")
         shapes = tuple(array_type(kind).shape for kind in given["arg_types"])
-        return Kernel(name, shapes, function=FUNCTIONS[name])
+        return self._made(Kernel(name, shapes, function=FUNCTIONS[name]))
 
     def _compile(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
-        """Notes what was asked for; only with both are kernels compiled from their sources."""
+        """Notes what was asked for; kernels must have been compiled into the same folder."""
         self.compiled = bound("compile_mlir_module", args, kwargs)
-        if not self.compiled["work_dir"] or self.compiled["device"] is None:
-            raise RecordError("compile_mlir_module: without work_dir and device no kernel is built")
+        if self.built != [(kernel, self.compiled["work_dir"]) for kernel in self.kernels]:
+            raise RecordError("compile_mlir_module: kernels are not in its work_dir")
+
+    def _compile_kernel(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401
+        given = bound("compile_external_kernel", args, kwargs)
+        assert self.current is not None
+        if given["target_arch"] != {"npu1": "aie2", "npu2": "aie2p"}[self.current.name]:
+            raise RecordError(f"compile_external_kernel: for {given['target_arch']}")
+        self.built.append((given["func"], given["kernel_dir"]))
 
     def _program(self, *args: Any, **kwargs: Any) -> SimpleNamespace:  # noqa: ANN401
         given = bound("Program", args, kwargs)

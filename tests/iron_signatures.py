@@ -37,6 +37,7 @@ TEXTS = {
     "ExternalFunction": "name, object_file_name=None, source_file=None, source_string=None, "
     "arg_types=None, include_dirs=None, compile_flags=None",
     "TensorAccessPattern": "tensor_dims, offset, sizes, strides",
+    "compile_external_kernel": "func, kernel_dir, target_arch",
     "compile_mlir_module": "mlir_module, insts_path=None, pdi_path=None, xclbin_path=None, "
     "elf_path=None, full_elf_path=None, verbose=False, work_dir=None, options=None, "
     "use_chess=False, device=None, fold_ddr_addr_offset=True",

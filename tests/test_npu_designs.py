@@ -250,16 +250,20 @@ def test_every_design_makes_a_program(generation: str) -> None:
             assert sum(prod(tap.sizes) for tap in taps) * element_nbytes == moved
 
 
+@pytest.mark.parametrize("generation", GENERATIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_design_is_handed_to_the_compiler(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    generation: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With its kernels, which lie compiled in the folder where the compiler works."""
+    design = STANDARD[generation][name]
     recorder = Recorder()
     monkeypatch.setattr(npu_compile, "load_iron", recorder.iron)
-    npu_compile.compile_design(STANDARD["npu2"][name], tmp_path)
+    npu_compile.compile_design(design, tmp_path)
     asked = recorder.compiled
     assert isinstance(asked["mlir_module"], Recorded)
-    assert (asked["device"].name, asked["device"].columns) == ("npu2", 8)
+    assert (asked["device"].name, asked["device"].columns) == (generation, design.columns)
+    assert len(recorder.built) == 1
     assert asked["work_dir"] == str(tmp_path)
     assert asked["xclbin_path"] == str(tmp_path / npu_compile.XCLBIN)
     assert asked["insts_path"] == str(tmp_path / npu_compile.INSTRUCTIONS)

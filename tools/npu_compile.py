@@ -13,12 +13,14 @@ from pathlib import Path
 from aieflow.devices.xclbin import design_of
 from aieflow.ops.errors import AieflowError
 from aieflow.ops.npu.design import GemmDesign
+from aieflow.ops.npu.generation import NPU1, NPU2
 from aieflow.ops.npu.iron_gemm import gemm_module
 from aieflow.ops.npu.iron_release import Handle, Iron, load_iron
 from aieflow.ops.npu.iron_streaming import stream_module
 from aieflow.ops.npu.standard import AnyDesign
 
 XCLBIN, INSTRUCTIONS = "design.xclbin", "instructions.bin"
+ARCHITECTURES = {NPU1.name: "aie2", NPU2.name: "aie2p"}  # as Peano calls them
 
 
 def smallest_module(design: AnyDesign, iron: Iron) -> Handle:
@@ -33,6 +35,11 @@ def compile_design(design: AnyDesign, folder: Path) -> None:
     iron = load_iron()
     module = smallest_module(design, iron)
     device = iron.device.from_name(design.generation.name, n_cols=design.columns)
+    # Left to itself, mlir-aie compiles only kernels that are files, and GELU on aie2 is none. It
+    # has no public list of what a module calls.
+    for kernel in list(iron.iron.ExternalFunction._instances):
+        architecture = ARCHITECTURES[design.generation.name]
+        iron.compile.compile_external_kernel(kernel, str(folder), architecture)
     iron.compile.compile_mlir_module(
         module,
         insts_path=str(folder / INSTRUCTIONS),

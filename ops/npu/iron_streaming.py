@@ -18,7 +18,6 @@ from aieflow.ops.npu.iron_release import Handle, Iron
 from aieflow.ops.npu.program import DmaTask, LockSet, ParameterWrite, Sync
 from aieflow.ops.npu.streaming import ROWS, StreamDesign, check_stream, stream_program
 
-# A file, since mlir-aie compiles for a caller of its own only what has one.
 GELU_BACKWARD = Path(__file__).with_name("gelu_backward.cc")
 
 
