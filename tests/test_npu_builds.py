@@ -339,7 +339,8 @@ def test_without_the_toolchain_the_remedies_are_said(
     assert result.code == 2
     assert "mlir_aie is 1.3.4, these designs are written for 1.4.2: run `pip install" in result.err
     assert "llvm-aie is not installed: run `pip install llvm-aie==" in result.err
-    assert "there is no xclbinutil on PATH" in result.err
+    assert "there is no xclbinutil on PATH: run `source" in result.err
+    assert "there is no llvm-objcopy on PATH: install llvm" in result.err
     assert not folder.exists()
 
 

@@ -36,7 +36,7 @@ from aieflow.tools.npu_builds import (
     parallel_builds,
     remove_builds,
 )
-from aieflow.tools.npu_doctor import Check, can_run, diagnose, seen_generation
+from aieflow.tools.npu_doctor import BUILD_TOOLS, Check, can_run, diagnose, seen_generation
 from aieflow.tools.npu_here import builds_folder, this_computer
 from aieflow.tools.npu_smoke import SmokeTest, describe, smoke_test
 
@@ -197,12 +197,11 @@ def _build_all(root: Path, wanted: Sequence[AnyDesign], jobs: int) -> list[Build
 
 
 def require_toolchain() -> None:
-    """Raise InputError, with every remedy, unless mlir-aie, Peano and XRT's packer are here."""
+    """Raise InputError, with every remedy, unless mlir-aie, Peano and their tools are here."""
     faults = [version_fault(package, installed_version(package)) for package in WANTED]
-    if shutil.which("xclbinutil") is None:
-        faults.append(
-            "there is no xclbinutil on PATH: run `source /opt/xilinx/xrt/setup.sh`; XRT brings it"
-        )
+    for tool, remedy in BUILD_TOOLS.items():
+        if shutil.which(tool) is None:
+            faults.append(f"there is no {tool} on PATH: {remedy}")
     missing = [fault for fault in faults if fault is not None]
     if missing:
         raise InputError("a design cannot be built here:\n- " + "\n- ".join(missing))

@@ -26,6 +26,11 @@ OLDEST_KERNEL, FIRST_KERNEL = (6, 10), (6, 14)  # that the driver supports; that
 OLDEST_XRT = (2, 16)  # with register_xclbin and hw_context
 PLUGIN = "libxrt_driver_xdna.so*"
 PRESENT = re.compile(r"^\|\[([0-9a-fA-F:.]+)\]\s*\|([^|]+)\|", re.MULTILINE)
+# Commands that a build calls, each with what brings it.
+BUILD_TOOLS = {
+    "xclbinutil": "run `source /opt/xilinx/xrt/setup.sh`; XRT brings it",
+    "llvm-objcopy": "install llvm (GNU objcopy refuses this processor's files)",
+}
 SLOW_MODES = ("powersaver", "balanced")
 
 
@@ -375,10 +380,7 @@ def _toolchain(computer: Computer, is_needed: bool) -> Iterator[Check]:
             yield Check(what, True, str(found), is_needed=is_needed)
         else:
             yield Check(what, False, fact, remedy, is_needed)
-    for tool, remedy in (
-        ("xclbinutil", "run `source /opt/xilinx/xrt/setup.sh`; XRT brings it"),
-        ("llvm-objcopy", "install llvm (GNU objcopy refuses this processor's files)"),
-    ):
+    for tool, remedy in BUILD_TOOLS.items():
         path = computer.find_tool(tool)
         if path is None:
             yield Check(tool, False, "not on PATH", remedy, is_needed)
