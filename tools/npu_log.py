@@ -17,7 +17,10 @@ SHARE = (
     "`iommu.passthrough=1` and `amd_iommu=off` off the kernel's command line, and take a kernel "
     "with CONFIG_IOMMU_SVA; where it began with an update, go back to the kernel before"
 )
-HANG = f"the NPU hung or was reset: {RELOAD} or reboot; does it come again, update as for firmware"
+HANG = (
+    f"the NPU hung or was reset: {RELOAD} or reboot; where that comes again, update firmware, "
+    "driver and XRT together"
+)
 COMPLAINTS = (
     (r"[Ii]ncompatible firmware|[Ff]irmware minor version|Invalid mbox magic|not alive", MATCH),
     (
