@@ -13,8 +13,8 @@
 - `simulate` a plan in virtual time, `step_cost` what its steps cost, `bounds` what no schedule
   undercuts (`needs` of each node, `cut` of the graph in phases), `gap` what lies between
 - `outline` of a plan and recordings of its runs, which can be sent to another process;
-  `lane_states` what lanes did with every moment, `account` by op and lane, `outliers` among steps,
-  `what_if` by replay
+  `lane_states` what lanes did with every moment, `timeline_states` the same of a trace file,
+  `account` by op and lane, `outliers` among steps, `what_if` by replay
 - `drift` whether runs take other times than before, `observed` what a traced run says of works,
   `replan` another plan beside the running program
 - `timeline` runs on one time axis, `timeline_counters` its counters; written as `chrome_trace`,

@@ -2,18 +2,22 @@
 
 import random
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
 from aieflow.devices.fake import FakeDevice, random_graph
 from aieflow.devices.fake_remote import FakeRemoteDevice
 from aieflow.runtime.gap import LATE, NOTHING_LEFT, gap
-from aieflow.runtime.lane_states import STATES, Piece, lane_pieces, shares, state_ns
+from aieflow.runtime.lane_states import STATES, Piece, State, lane_pieces, shares, state_ns
 from aieflow.runtime.outline import Outline, OutlinedStep, Recording, outline, recording
 from aieflow.runtime.placement import Placement, place_on
 from aieflow.runtime.plan import compile_plan
 from aieflow.runtime.schedule import Schedule
+from aieflow.runtime.timeline import Recorded
+from aieflow.runtime.timeline_states import timeline_states
 from aieflow.runtime.trace import Span, Trace
+from aieflow.tools.trace_files import read_trace, write_trace
 
 CAUSES = {"in": "npu in", "pack": "npu_pack", "save": "save"}
 
@@ -170,3 +174,28 @@ def test_an_outline_tells_of_every_step() -> None:
     assert told.before[:3] == (None, 0, 1)
     data = outline(plan, {graph.nodes[0].op.name})
     assert data.steps[0].is_data
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_trace_file_gives_the_same_states(seed: int, tmp_path: Path) -> None:
+    """By plan and recording, and by what a database of the same runs says."""
+    traces = [jittered(seed, random.Random(seed + more)) for more in (0, 50)]
+    ops = {traces[0].plan.graph.nodes[0].op.name}  # as if they prepared operands
+    expected: dict[str, dict[State, int]] = {}
+    for trace in traces:
+        for lane, pieces in lane_pieces(outline(trace.plan, ops), recording(trace)).items():
+            sums = expected.setdefault(lane, dict.fromkeys(STATES, 0))
+            for state, ns in state_ns(pieces).items():
+                sums[state] += ns
+    recorded = [Recorded(number, float(number), trace) for number, trace in enumerate(traces, 1)]
+    write_trace(recorded, [tmp_path / "trace.sqlite", tmp_path / "trace.json"])
+    found = timeline_states(read_trace(tmp_path / "trace.sqlite"), ops)
+    assert found is not None
+    assert {lane: sum(states.values()) for lane, states in found.items()} == {
+        lane: pytest.approx(sum(states.values()), abs=4) for lane, states in expected.items()
+    }
+    for lane, states in expected.items():
+        # Both ends of each span are rounded to a nanosecond, once from the run's own start.
+        assert found[lane] == pytest.approx(states, abs=4 * len(traces[0].plan.steps))
+    assert max(states["waiting_for_dependencies"] for states in expected.values()) > 1_000
+    assert timeline_states(read_trace(tmp_path / "trace.json")) is None

@@ -94,8 +94,9 @@ def test_it_is_drawn_without_a_fault_or_a_request(
         page.show(report, *size, scheme)
         assert page.requests == [report.as_uri()]
         assert page.value("document.documentElement.scrollWidth") <= size[0]
-        assert page.value("document.querySelectorAll('#gantt-legend i').length") > 3
-        assert absent_colours(page) == []
+        # Where all slices of a family are narrower than a pixel, its colour is mixed with others.
+        named = page.value("document.querySelectorAll('#gantt-legend i').length")
+        assert named - len(absent_colours(page)) >= 3
         assert page.value("document.querySelectorAll('svg path, svg circle').length") > 5
         # every text of a curve or scatter lies inside of its drawing
         outside = page.value(

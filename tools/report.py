@@ -13,9 +13,13 @@ import typer
 from aieflow.gpt2.durable import replace_file
 from aieflow.gpt2.run_folder import RunFolder, holds_run, open_run
 from aieflow.ops.errors import InputError
+from aieflow.ops.npu.kernels import CONVERSIONS
+from aieflow.runtime.lane_states import STATES, shares
 from aieflow.runtime.schedule import device_of
 from aieflow.runtime.timeline import Timeline
+from aieflow.runtime.timeline_states import timeline_states
 from aieflow.tools.console import OUT
+from aieflow.tools.profile_tables import HEADINGS
 from aieflow.tools.report_content import (
     Metrics,
     OpTime,
@@ -185,8 +189,17 @@ def _lane_rows(trace: Timeline) -> list[list[str]]:
     counts = dict.fromkeys(trace.lanes, 0)
     for each in trace.slices:
         counts[each.lane] += 1
-    rows = [
-        [lane, f"{counts[lane] / runs:g}", f"{share:.1%}"]
-        for lane, share in busy_shares(trace).items()
+    states = timeline_states(trace, CONVERSIONS)
+    if states is None:  # nothing says what waited for what
+        shown = {lane: [f"{share:.1%}"] for lane, share in busy_shares(trace).items()}
+        return [
+            ["lane", "steps", "executing"],
+            *([lane, f"{counts[lane] / runs:g}", *cells] for lane, cells in shown.items()),
+        ]
+    return [
+        ["lane", "steps", *(HEADINGS[state] for state in STATES)],
+        *(
+            [lane, f"{counts[lane] / runs:g}", *(f"{share:.1%}" for share in shares(ns).values())]
+            for lane, ns in states.items()
+        ),
     ]
-    return [["lane", "steps", "executing"], *rows]
