@@ -17,7 +17,7 @@
   run: `report_content` its data, `report_page` the page, with `report.css` and `report.js`
 - what `bench` measures: `bench_train`, `bench_memory`, `bench_scaling`, `bench_gemm`, `bench_ops`,
   `bench_overhead`, `bench_overlap`, `bench_opencl`; with `bench_node`, `peer`, `resident_memory`
-- scripts for developers: `make_vocabulary`, `make_oracle` (with `oracle`), `check_export`,
-  `check_resume`, `check_growth`, `check_prediction`, `check_schedulers`, `check_watching`; run by
-  another Python: `peer_training`, `peer_ops`, `peer_schedulers`
+- scripts for developers: `make_vocabulary`, `make_pictures`, `make_oracle` (with `oracle`),
+  `check_export`, `check_resume`, `check_growth`, `check_prediction`, `check_schedulers`,
+  `check_watching`; run by another Python: `peer_training`, `peer_ops`, `peer_schedulers`
 """
