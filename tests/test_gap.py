@@ -209,6 +209,7 @@ def test_exposed_seconds_are_what_overlap_leaves(seed: int) -> None:
     trace = drawn(seed)
     copies = [span for span in trace.spans if ".copy" in span.lane]
     total = sum(span.end_s - span.start_s for span in copies)
+    assert trace.overlap is not None
     assert gap(trace).exposed_s == pytest.approx((1 - trace.overlap) * total, abs=1e-9)
 
 
