@@ -50,9 +50,13 @@ def usable_cores() -> int:
 
 
 class CpuDevice(Device):
-    """The host's CPU; `lanes` compute lanes (default: one for each usable core)."""
+    """The host's CPU; `lanes` compute lanes (default: one for each usable core).
 
-    def __init__(self, lanes: int | None = None) -> None:
+    `identity` is the processor's name, where it is known.
+    """
+
+    def __init__(self, lanes: int | None = None, identity: str = "cpu") -> None:
+        self._identity = identity
         self._lanes = tuple(f"cpu.compute.{i}" for i in range(lanes or usable_cores()))
         self._limits = threadpool_limits(1, user_api="blas")
 
@@ -63,8 +67,8 @@ class CpuDevice(Device):
 
     @property
     def identity(self) -> str:
-        """`cpu`: the host's."""
-        return "cpu"
+        """The processor's name, or `cpu`."""
+        return self._identity
 
     @property
     def lanes(self) -> tuple[str, ...]:

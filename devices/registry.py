@@ -107,7 +107,7 @@ def open_device(
             f"--lanes = {lanes}: must be from 1 to {most}, {LANES_PER_CORE} for each usable core "
             f"of the {name}"
         )
-    return CpuDevice(lanes)
+    return CpuDevice(lanes, _cpu_name(here()))
 
 
 def _open_igpu(cache: Path | None, allow_fp16: bool) -> Device:
