@@ -49,12 +49,20 @@ def _embedding_backward_rule(
     return None, dwte, dwpe
 
 
+def _gathered(inputs: Specs, outputs: Specs, attrs: Attrs) -> int:
+    """Of the tables, the rows that are read: a word's for each token, the sequence's positions."""
+    tokens, _, wpe = inputs[:3]
+    positions = wpe.nbytes // wpe.rows * tokens.shape[1]
+    return tokens.nbytes + positions + 2 * outputs[0].nbytes
+
+
 EMBEDDING = Op(
     "embedding",
     _infer_embedding,
     lambda inputs, outputs, attrs: outputs[0].size,
     embedding_reference,
     _embedding_backward_rule,
+    moves=_gathered,
 )
 
 
@@ -62,6 +70,13 @@ def _infer_table(dx: Spec, addends: Specs, attrs: Attrs) -> Specs:
     out = Spec((int(attrs["rows"]), dx.columns), dx.dtype)
     require(all(addend == out for addend in addends), f"addend must be {out}")
     return (out,)
+
+
+def _scattered(inputs: Specs, outputs: Specs, attrs: Attrs) -> int:
+    """A table that is added to in place is touched, to and fro, at the rows of the tokens alone."""
+    tokens, dx = inputs[:2]
+    added = 2 * dx.nbytes if len(inputs) == 3 else outputs[0].nbytes
+    return tokens.nbytes + dx.nbytes + added
 
 
 def embedding_backward_tokens_reference(inputs: Arrays, attrs: Attrs) -> Arrays:
@@ -82,6 +97,7 @@ EMBEDDING_BACKWARD_TOKENS = Op(
     lambda inputs, outputs, attrs: inputs[1].size,
     embedding_backward_tokens_reference,
     may_overwrite={0: (2,)},
+    moves=_scattered,
 )
 
 

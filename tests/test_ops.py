@@ -311,3 +311,22 @@ def test_shape_rules_refuse(
     builder, values = node_inputs(*inputs)
     with pytest.raises(GraphError, match=message):
         builder.apply(OPS[op], values, ["y", "z", "w"], attrs)
+
+
+def test_tables_move_the_rows_that_are_read_or_added_to() -> None:
+    """Of 7 words in rows of 4 floats: 6 tokens read 6 rows, and 3 positions, however long it is."""
+    builder, (tokens, wte, wpe, dx, so_far) = node_inputs(
+        ((2, 3), INT), ((7, 4), FLOAT), ((5, 4), FLOAT), ((2, 3, 4), FLOAT), ((7, 4), FLOAT)
+    )
+    (out,) = builder.apply(OPS["embedding"], [tokens, wte, wpe], ["x"])
+    add = OPS["embedding_backward_tokens"]
+    (first,) = builder.apply(add, [tokens, dx], ["first"], {"rows": 7})
+    (both,) = builder.apply(add, [tokens, dx, so_far], ["both"], {"rows": 7})
+    nbytes = {node.name: node.nbytes for node in builder.finish([out, first, both]).nodes}
+    rows, float_ = 2 * 3 * 4, wte.spec.nbytes // 28
+    read = tokens.spec.nbytes + rows * float_
+    assert nbytes == {
+        "x": read + rows * float_ + 3 * 4 * float_,  # and the result, and positions
+        "first": read + 7 * 4 * float_,  # a new table is written whole
+        "both": read + 2 * rows * float_,  # one that is there is read and written where it changes
+    }
