@@ -3,16 +3,15 @@
 A bound holds for every assignment of the graph's nodes to devices that have a kernel for them, for
 every order, and however nodes are divided over a device's lanes. It is of the graph as it stands:
 one that is lowered with other shards is another graph. What a plan could do without is left out.
-`runtime.needs` says what a node needs at least on a device: span_s, lane_s, host_s and forms.
+`runtime.needs` says what a node needs at least on a device: span_s, lane_s, host_s, copy_s, forms.
 
 - Call the *end* of a node the end of its first part to end. Each part of a reader reads something
   that some part of the node wrote, so it begins after that end; hence end(reader) >= end(node) +
   span(reader), also where lanes run ahead of each other. Where the one writes on another side than
   the other reads, a transfer lies between, which waits for the node and is waited for.
 - In a run of T seconds the lanes of a device have T seconds each, so the nodes that it does have
-  lane_s of at most T times its lanes in all. The host works on its compute lanes and on copy lanes,
-  one step at a time on each: with all its work, host_s and forms included, it has at most T times
-  the number of these.
+  lane_s of at most T times its lanes in all. The host's compute lanes have host_s besides, forms
+  included. Copy lanes do one step at a time each: copy_s is at most T times their number in all.
 
 The *critical path* follows the first rule with every node on the device of its least span. The
 *area and precedence* bound keeps both rules for nodes that are cut into shares x[node, device] >= 0
@@ -27,9 +26,9 @@ of the host are ours. With x[j, D] also for the sum of j's shares that read and 
         the same + move[v, D] (x[j, D] - x[i, D])         and for each side D: v is brought in
         the same + move[v, D] (x[i, D] - x[j, D])         or out
         T >= end(j) + sum_D move[v, D] x[j, D]            if v is a result: it is brought out
-        lanes(d) A(d) >= sum_j lane_s[j, d] x[j, d]       for each device d
-        host_lanes A(host) >= sum_j (lane_s[j, host] x[j, host] + sum_d host_s[j, d] x[j, d])
-                        + sum_f form_s[f] y[f]
+        lanes(d) A(d) >= sum_j lane_s[j, d] x[j, d]       for each device d; for the host, too,
+                        + sum_j,e host_s[j, e] x[j, e] + sum_f host_s[f] y[f]
+        copy_lanes A(host) >= sum_j,e copy_s[j, e] x[j, e] + sum_f copy_s[f] y[f]
         y[f] >= x[j, d]                                   for each j that needs form f on d
 
 A(d) is T where devices do not slow each other down. Where they do, let t[S] be the seconds during
@@ -49,7 +48,9 @@ times of their own for each phase p, t[S] = t[S, 1] + t[S, 2], and A(d, p) as ab
 
         lanes(d) A(d, p) >= sum_j lane_s[j, d] x[j, d]    over the nodes j before c, or after it
 
-and the same for the host's work; all other nodes have both phases.
+and the same for the host's work; all other nodes have both phases. A form that is renewed belongs
+where the node is that updates its source, whom it follows. Any other form whose readers all lie
+before c is packed before c begins: some part of a reader read it.
 
 Every assignment is one of its points with all shares 0 or 1, and y[f] = 1 where somebody needs f: a
 difference of shares is then 1 where v is brought over, and takes nothing away from the plain rule
@@ -59,7 +60,7 @@ multipliers give a lower bound by weak duality, and these give one that is as go
 rounding.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -71,7 +72,7 @@ from scipy.sparse import csr_array  # type: ignore[import-untyped]
 from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph, Node, Value
 from aieflow.runtime.cut import Cut, cut
-from aieflow.runtime.needs import Choice, Choices, Needs, Slowdowns
+from aieflow.runtime.needs import Choice, Choices, Form, FormNeed, Needs, Slowdowns
 
 Floats = npt.NDArray[np.float64]
 Entries = list[tuple[int, float]]  # columns and their values
@@ -160,10 +161,11 @@ class _Builder:
         for choice in choices:
             self._shares.append({device: columns + at for at, device in enumerate(choice)})
             columns += len(choice)
-        self._forms = {form: columns + at for at, form in enumerate(needs.exchange.form_s)}
+        self._forms = {form: columns + at for at, form in enumerate(needs.exchange.forms)}
         self._first_end = columns + len(self._forms)
         self._last = self._first_end + len(graph.nodes)  # T
         self._cut = self._found_cut()
+        self._phase_of = self._form_phases()
         slowdowns = needs.slowdowns or self._undisturbed()
         phases = range(1 if self._cut is None else 2)
         each_time = [(phase, busy) for phase in phases for busy in slowdowns]
@@ -233,9 +235,7 @@ class _Builder:
 
     def _occupy(self) -> None:
         """Lanes of devices, and of the host with all that it does; in each phase, and in all."""
-        exchange, scale_s = self._needs.exchange, self._scale_s
-        every = range(len(self._shares))
-        self._work(every, None)
+        self._work(range(len(self._shares)), None)
         if self._cut is not None:
             self._work(self._cut.before, 0)
             self._work(self._cut.after, 1)
@@ -244,37 +244,59 @@ class _Builder:
                 for form in choice[device].forms:
                     if form in self._forms:
                         self._upper.add([(column, 1.0), (self._forms[form], -1.0)])
-        if exchange.host_lanes:
-            forms = [(self._forms[form], s / scale_s) for form, s in exchange.form_s.items()]
-            able = self._able(exchange.host, exchange.host_lanes, None)
-            self._upper.add([*self._hosts(every), *forms, *able])
         times = [(column, 1.0) for column in self._times.values()]
         self._upper.add([*times, (self._last, -1.0)])
 
     def _work(self, nodes: Iterable[int], phase: int | None) -> None:
         """What some nodes take of devices is there, in a phase or, without one, in all."""
-        nodes = tuple(nodes)
+        nodes, exchange = tuple(nodes), self._needs.exchange
         for device, lanes in self._needs.lanes.items():
             used = [
                 (self._shares[node][device], choice[device].lane_s / self._scale_s)
                 for node in nodes
                 if device in (choice := self._needs.choices[node])
             ]
+            if device == exchange.host:
+                used = _sum(used, self._hosts(nodes, phase, lambda each: each.host_s))
             self._upper.add([*used, *self._able(device, lanes, phase)])
-        exchange = self._needs.exchange
-        if exchange.host_lanes and phase is not None:
-            able = self._able(exchange.host, exchange.host_lanes, phase)
-            self._upper.add([*self._hosts(nodes), *able])
+        if exchange.copy_lanes:
+            copied = self._hosts(nodes, phase, lambda each: each.copy_s)
+            able = self._able(exchange.host, exchange.copy_lanes, phase)
+            self._upper.add([*copied, *able])
 
-    def _hosts(self, nodes: Iterable[int]) -> Entries:
-        """The host's work for some nodes, forms apart."""
-        host = self._needs.exchange.host
-        return [
-            (column, (each.host_s + (each.lane_s if device == host else 0.0)) / self._scale_s)
+    def _hosts(
+        self, nodes: Iterable[int], phase: int | None, seconds: Callable[[Choice | FormNeed], float]
+    ) -> Entries:
+        """The host's work for some nodes, and the forms of a phase; of all without one."""
+        work = [
+            (column, seconds(self._needs.choices[node][device]) / self._scale_s)
             for node in nodes
             for device, column in self._shares[node].items()
-            for each in (self._needs.choices[node][device],)
         ]
+        forms = [
+            (column, seconds(self._needs.exchange.forms[form]) / self._scale_s)
+            for form, column in self._forms.items()
+            if phase is None or self._phase_of.get(form) == phase
+        ]
+        return [entry for entry in (*work, *forms) if entry[1]]
+
+    def _form_phases(self) -> dict[Form, int]:
+        """The phase of each form that has one."""
+        if self._cut is None:
+            return {}
+        before, after = set(self._cut.before), set(self._cut.after)
+        readers: dict[Form, set[int]] = {}
+        for node, choice in enumerate(self._needs.choices):
+            for each in choice.values():
+                for form in each.forms:
+                    readers.setdefault(form, set()).add(node)
+        found: dict[Form, int] = {}
+        for form, need in self._needs.exchange.forms.items():
+            if need.renewed_by is None and readers.get(form, set()) <= before:
+                found[form] = 0
+            elif need.renewed_by in after:
+                found[form] = 1
+        return found
 
     def _able(self, device: str, lanes: int, phase: int | None) -> Entries:
         """Less the work that so many lanes of a device can get through."""
@@ -287,11 +309,12 @@ class _Builder:
     def _longest_s(self) -> float:
         """Enough for one thing after the other: no time needs to be longer."""
         nodes = sum(
-            max(each.span_s + each.lane_s + each.host_s for each in choice.values())
+            max(each.span_s + each.lane_s + each.host_s + each.copy_s for each in choice.values())
             for choice in self._needs.choices
         )
         exchange = self._needs.exchange
-        return nodes + sum(exchange.form_s.values()) + 2 * sum(exchange.move_s.values())
+        forms = sum(each.host_s + each.copy_s for each in exchange.forms.values())
+        return nodes + forms + 2 * sum(exchange.move_s.values())
 
     def _move(self, side: str, value: Value) -> float:
         return self._needs.exchange.move_s.get((side, value.name), 0.0) / self._scale_s

@@ -1,17 +1,19 @@
 """What each node of a graph needs at least on each device: the figures of `runtime.bounds`.
 
-Three numbers of a node on a device, each the least that any division into parts gives:
+Four numbers of a node on a device, each the least that any division into parts gives:
 
 - `span_s`: seconds from when its operands are there to the end of its first part to end;
 - `lane_s`: seconds of all its parts together on the compute lanes of the device;
-- `host_s`: seconds that the host works for it besides, on whatever lanes.
+- `host_s`, `copy_s`: seconds that the host works for it besides, on its compute and copy lanes.
 
 A chain (`ops.kernel.ChainKernel`: pack, product, unpack) is taken apart. Its span is its longest
-path, where a value that one side writes and the other reads takes a transfer; its unpacks and
-transfers are the host's work. Its packs are *forms*: who reads the same operand in the same layout
-may share one, so a form is counted once, whoever needs it. Where all operands of a pack are states
-the form is kept from run to run: it is renewed once if the graph updates a state that it is made
-of, and costs nothing otherwise; a run finds it there, so it is on no path.
+path, where a value that one side writes and the other reads takes a transfer. Transfers are work of
+copy lanes. So are conversions only where the host has no kernels for them: else they run on the
+host's compute lanes, beside its own nodes (`runtime.expansion`). Packs are *forms*: who reads the
+same operand in the same layout may share one, so a form is counted once, whoever needs it. Where
+all operands of a pack are states the form is kept from run to run: it is renewed once if the graph
+updates a state that it is made of, right after that, and costs nothing otherwise; a run finds it
+there, so it is on no path.
 
 Left out, since a plan may do without: saved states, and a second transfer of anything.
 """
@@ -24,7 +26,7 @@ from typing import Protocol, TypeAlias
 from aieflow.devices.base import Device
 from aieflow.ops.graph import Graph, Node, Value
 from aieflow.ops.kernel import ChainKernel, HostKernel, Kernel, Kernels
-from aieflow.runtime.transfer import SAVE_LANE, Reach, reaches, updated_states
+from aieflow.runtime.transfer import SAVE_LANE, Reach, reaches
 
 Form: TypeAlias = tuple[object, ...]  # what is packed, for which device, and how
 NodeSeconds = Callable[[str, Node, int], float]  # device, node, parts -> of one part on one lane
@@ -52,7 +54,8 @@ class Choice:
 
     span_s: float  # to the end of its first part
     lane_s: float  # of all its parts
-    host_s: float = 0.0  # that the host works for it besides
+    host_s: float = 0.0  # that the host's compute lanes work for it besides
+    copy_s: float = 0.0  # that copy lanes work for it
     forms: tuple[Form, ...] = ()  # packed operands, which others may share
     side: str = ""  # where it finds operands and leaves results: a device; "": the host
 
@@ -63,12 +66,21 @@ Choices: TypeAlias = Sequence[Mapping[str, Choice]]  # of each node, by device
 
 
 @dataclass(frozen=True, slots=True)
+class FormNeed:
+    """The least that the host needs to pack a form once, and to bring it in."""
+
+    host_s: float = 0.0  # on its compute lanes
+    copy_s: float = 0.0  # on copy lanes
+    renewed_by: int | None = None  # the node that updates its source: it is made after that
+
+
+@dataclass(frozen=True, slots=True)
 class Exchange:
     """What passes between the host and other devices; an empty one counts nothing."""
 
     host: str = ""  # the device whose lanes the host's work shares
-    host_lanes: int = 0  # on which the host can work at once: its compute lanes, all copy lanes
-    form_s: Mapping[Form, float] = field(default_factory=dict)  # host seconds of each form
+    copy_lanes: int = 0  # on which the host can work besides, one step at a time on each
+    forms: Mapping[Form, FormNeed] = field(default_factory=dict)
     move_s: Mapping[tuple[str, str], float] = field(default_factory=dict)  # side, value -> seconds
 
 
@@ -92,14 +104,14 @@ def needs(graph: Graph, devices: Mapping[str, Device], cost: LeastCost) -> Needs
     choices = tuple(finder.choices(node) for node in graph.nodes)
     host = next(iter(devices))
     copy_lanes = {lane for each in reach.values() for lane in each.copy_lanes or ()}
-    host_lanes = lanes[host] + len(copy_lanes | {SAVE_LANE} if copy_lanes else ())
+    copying = len(copy_lanes | {SAVE_LANE} if copy_lanes else ())
     sides = {choice.side for each in choices for choice in each.values()} - {""}
     move_s = {
         (side, value.name): cost.transfer_s(side, value.spec.nbytes)
         for side in sorted(sides)
         for value in graph.values
     }
-    exchange = Exchange(host, host_lanes, finder.form_s, move_s)
+    exchange = Exchange(host, copying, finder.forms, move_s)
     undivided = tuple(_is_undivided(node, kernels) for node in graph.nodes)
     return Needs(choices, lanes, exchange, _slowdowns(tuple(devices), cost), undivided)
 
@@ -146,12 +158,16 @@ class _Finder:
         reach: Mapping[str, Reach],
         transfer_s: Callable[[str, float], float],
     ) -> None:
-        self.form_s: dict[Form, float] = {}
+        self.forms: dict[Form, FormNeed] = {}
         self._kernels, self._lanes, self._node_s = kernels, lanes, node_s
         self._reach, self._transfer_s = reach, transfer_s
         self._host = next(iter(kernels))
         self._states = set(graph.states)
-        self._updated = set(updated_states(graph))
+        self._updater = {
+            node.inputs[place]: index
+            for index, node in enumerate(graph.nodes)
+            for place in node.op.updates.values()
+        }
         self._known: dict[tuple[object, ...], tuple[float, float]] = {}
 
     def choices(self, node: Node) -> dict[str, Choice]:
@@ -183,7 +199,7 @@ class _Finder:
         ends: dict[Value, float] = {}
         on_host: dict[Value, bool] = {}
         forms: dict[Form, None] = {}
-        lane_s = host_s = 0.0
+        lane_s = host_s = copy_s = 0.0
         for link in chain.expand(node):
             kernel = self._kernels[device][link.op.name]
             is_host = isinstance(kernel, HostKernel)
@@ -195,37 +211,50 @@ class _Finder:
                     hop_s = self._transfer_s(device, value.spec.nbytes)
                 start_s = max(start_s, ends[value] + hop_s)
                 if is_host and not on_host[value]:
-                    host_s += hop_s
+                    copy_s += hop_s
             span_s, all_s = self._least(self._host if is_host else device, link, kernel)
             if not is_host:
                 lane_s += all_s
-            elif own:
+            elif own and self._converts(link.op.name):
                 host_s += all_s
+            elif own:
+                copy_s += all_s
             else:
                 form = (device, link.op.name, link.inputs, tuple(sorted(link.attrs.items())))
                 forms[form] = None
-                if form not in self.form_s:
-                    self.form_s[form] = self._form_s(device, link, chain, all_s)
+                if form not in self.forms:
+                    self.forms[form] = self._form(device, link, chain, all_s)
                 if self._is_kept(link, chain):  # and no way in is waited for
                     continue
             for value in link.outputs:
                 ends[value], on_host[value] = start_s + span_s, is_host
         span_s = max(ends[value] for value in node.outputs)
-        return Choice(max(span_s, lane_s / self._lanes[device]), lane_s, host_s, tuple(forms))
+        span_s = max(span_s, lane_s / self._lanes[device])
+        return Choice(span_s, lane_s, host_s, copy_s, tuple(forms))
 
     def _is_kept(self, pack: Node, chain: ChainKernel) -> bool:
         return pack.op.name in chain.renewals and self._states.issuperset(pack.inputs)
 
-    def _form_s(self, device: str, pack: Node, chain: ChainKernel, pack_s: float) -> float:
-        """Host seconds of a form and of its way in, in one run."""
+    def _converts(self, op: str) -> bool:
+        """Whether a conversion runs on the host's compute lanes, and not on a copy lane."""
+        return op in self._kernels[self._host]
+
+    def _form(self, device: str, pack: Node, chain: ChainKernel, pack_s: float) -> FormNeed:
+        """What a form and its way in take in one run."""
         (packed,) = pack.outputs
         way_s = self._transfer_s(device, packed.spec.nbytes)
-        if not self._is_kept(pack, chain):
-            return pack_s + way_s
-        if self._updated.isdisjoint(value.name for value in pack.inputs):
-            return 0.0
-        renewed = Value(f"{packed.name}'", packed.spec)
-        again = chain.renewals[pack.op.name]
-        node = Node(f"re{pack.name}", again, (*pack.inputs, packed), (renewed,), pack.attrs)
-        kernel = self._kernels[device].get(again.name)
-        return 0.0 if kernel is None else self._least(self._host, node, kernel)[1] + way_s
+        op, updater = pack.op.name, None
+        if self._is_kept(pack, chain):
+            updater = self._updater.get(pack.inputs[0])
+            if updater is None:
+                return FormNeed()
+            renewed = Value(f"{packed.name}'", packed.spec)
+            again = chain.renewals[op]
+            node = Node(f"re{pack.name}", again, (*pack.inputs, packed), (renewed,), pack.attrs)
+            op, kernel = again.name, self._kernels[device].get(again.name)
+            if kernel is None:
+                return FormNeed()
+            _, pack_s = self._least(self._host, node, kernel)
+        if self._converts(op):
+            return FormNeed(pack_s, way_s, updater)
+        return FormNeed(0.0, pack_s + way_s, updater)

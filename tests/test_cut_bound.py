@@ -11,7 +11,7 @@ from aieflow.ops.spec import Spec
 from aieflow.profiles.machine_cost import MachineCost
 from aieflow.profiles.machine_file import load_machine
 from aieflow.runtime.bounds import area_and_precedence, bound
-from aieflow.runtime.needs import Choice, Exchange, Needs, needs
+from aieflow.runtime.needs import Choice, Exchange, FormNeed, Needs, needs
 from aieflow.runtime.placement import Placement, place_on
 from aieflow.runtime.policies.fixed import RULES
 from aieflow.runtime.simulate import simulate
@@ -53,8 +53,24 @@ def test_the_hosts_work_for_others_has_its_phase() -> None:
     each = {"b": Choice(0, 1, host_s=3)}
     slow_after = {"b": Choice(0, 9)}
     choices = [each, each, FREE, slow_after, slow_after]
-    whole = Needs(choices, LANES, Exchange("a", 1), undivided=(False, False, True, False, False))
+    whole = Needs(choices, LANES, Exchange("a"), undivided=(False, False, True, False, False))
     assert area_and_precedence(hourglass(), whole) == pytest.approx(6 + 18, rel=1e-9)
+
+
+@pytest.mark.parametrize(("renewed_by", "seconds"), [(None, 4 + 3), (3, 3 + 4), (2, 6)])
+def test_a_form_has_its_phase(renewed_by: int | None, seconds: float) -> None:
+    """
+    All nodes take b, 3 s before the sum and 3 s after. p and q share a form that the host a takes
+    4 s for: before the sum if it is packed for them, after it if r renews it. Of what the sum
+    itself renews nothing is known, so it may lie beside both.
+    """
+    form = ("f",)
+    early, late = {"b": Choice(0, 1.5, forms=(form,))}, {"b": Choice(0, 1.5)}
+    exchange = Exchange("a", 0, {form: FormNeed(4.0, renewed_by=renewed_by)})
+    divided = (False, False, True, False, False)
+    needed = Needs([early, early, FREE, late, late], LANES, exchange, undivided=divided)
+    found = area_and_precedence(hourglass(), needed)
+    assert found == pytest.approx(seconds, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ["phoenix", "strix"])
