@@ -76,9 +76,9 @@ def _turns(
     for index in inside:
         for value in graph.nodes[index].inputs:
             if value not in states:
-                latest[value] = max(latest.get(value, 0.0), times[index])
+                latest[value] = min(latest.get(value, times[index]), times[index])
     begins = {
-        index: max([times[index], *(latest[v] for v in graph.nodes[index].inputs if v in latest)])
+        index: min([times[index], *(latest[v] for v in graph.nodes[index].inputs if v in latest)])
         for index in inside
     }
     in_order = sorted(inside, key=lambda each: (begins[each], times[each], each))

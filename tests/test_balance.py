@@ -1,5 +1,7 @@
 """Balances of loads, cuts, and list schedules at prices: by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from made_up_costs import published
@@ -7,7 +9,7 @@ from made_up_costs import published
 from aieflow.runtime.cut import cut
 from aieflow.runtime.policies.balance import balance
 from aieflow.runtime.policies.estimate import Estimator
-from aieflow.runtime.policies.heft import assigned_ranks, heft, priced_heft, upward_ranks
+from aieflow.runtime.policies.heft import heft, least_ranks, priced_heft, upward_ranks
 from aieflow.runtime.policies.local_search import LocalSearch
 from aieflow.runtime.policies.objective import Objective
 
@@ -67,16 +69,15 @@ def test_heft_at_prices_leaves_the_quick_device_to_those_who_need_it() -> None:
     tasks = published([[3, 4], [1, 20], [2, 20]], [(2, 3, 0)])
     assert heft(tasks).homes[0] == 1  # it finishes at 4 there, at 6 behind the two others
     dear = [[0.0, 5.0], [0.0, 0.0], [0.0, 0.0]]
-    assert priced_heft(tasks, dear).homes[0] == 0
+    assert priced_heft(tasks, dear, upward_ranks(tasks)).homes[0] == 0
 
 
-def test_ranks_of_an_assignment_are_its_longest_paths() -> None:
-    tasks = published([[3, 5], [2, 7]], [(1, 2, 10)])
-    assert assigned_ranks(tasks, (0, 0)) == (5, 2)
-    assert assigned_ranks(tasks, (1, 0)) == (5 + 10 + 2, 2)
+def test_least_ranks_are_the_longest_paths_where_each_node_is_quickest() -> None:
+    tasks = published([[3, 5], [7, 2]], [(1, 2, 10)])
+    assert least_ranks(tasks) == (3 + 10 / 2 * 2 + 2, 2)
 
 
-def test_pairs_of_moves_swap_what_no_single_move_can() -> None:
+def test_changes_swap_what_no_single_move_can() -> None:
     """Each of two nodes is on the device that is slow for it; to move one alone gains nothing."""
     tasks = published([[9, 5], [5, 9]], [])
     estimator = Estimator(tasks)
@@ -87,3 +88,25 @@ def test_pairs_of_moves_swap_what_no_single_move_can() -> None:
     found = LocalSearch(tasks, estimator, Objective()).improved(start, ranks, 100)
     assert found.homes == (1, 0)
     assert found.estimate.seconds == 5
+    again = LocalSearch(tasks, estimator, Objective()).improved(start, ranks, 100)
+    assert (again.homes, again.estimates) == (found.homes, 100)
+
+
+@pytest.mark.parametrize(
+    ("objective", "homes"),
+    [
+        (Objective(), (0, 1)),
+        (Objective("energy"), (1, 1)),
+        (Objective("power-cap", cap_w=2.5), (1, 1)),
+        (Objective("power-cap", cap_w=50.0), (0, 1)),
+    ],
+)
+def test_changes_aim_at_the_objective(objective: Objective, homes: tuple[int, ...]) -> None:
+    """Two nodes of 4 s; a watt on the second device, 30 on the first: 8 J in 8 s, or 124 in 4."""
+    tasks = published([[4, 4], [4, 4]], [])
+    first, second, net = tasks.resources
+    resources = (replace(first, watts=30.0), replace(second, watts=1.0), net)
+    tasks = replace(tasks, resources=resources)
+    estimator = Estimator(tasks)
+    found = LocalSearch(tasks, estimator, objective).improved((0, 1), upward_ranks(tasks), 200)
+    assert sorted(found.homes) == list(homes)

@@ -2,9 +2,10 @@
 
 - `fixed` the device of each node, by a rule; `cpu` the lanes of each node on its device
 - `tasks` what each node takes on each device, as flat tables; `booking` time on resources, promised
-  node by node; `estimate` what an assignment takes, in virtual time: machine code (`virtual_run`)
-  on arrays (`flat`)
+  node by node; `estimate` what an assignment takes, in virtual time: machine code (`step_layout`,
+  `virtual_run`) on arrays (`flat`)
 - `heft`, `peft`, `dmda` list schedulers
 - `balance` shares of nodes that keep all devices busy, and what it costs to leave them
 - `best` the best of many assignments, for an `objective`, improved by `local_search`
+  (machine code: `climb`)
 """

@@ -3,7 +3,9 @@
 Candidates are the trivial plans (all on one device as far as it can), HEFT, PEFT, dmda and a
 balance of loads, for each way in which the graph can be lowered (its batch in 1, 2 or 4 shards), in
 several orders of the nodes. Quick estimates rank them; the best ones are improved by a local
-search; of the most promising, plans are compiled and simulated, and the best of those is taken. A
+search, in rounds: a third goes on to the next, which has as many estimates (successive halving:
+Jamieson and Talwalkar, AISTATS 2016); of the most promising, plans are compiled and simulated, and
+the best of those is taken. A
 trivial plan is left out of that only if what it takes at least (its busiest lanes, its longest
 path) is worse than the best plan found: so none is better.
 
@@ -20,7 +22,7 @@ from aieflow.runtime.policies.booking import Decision
 from aieflow.runtime.policies.dmda import dmda
 from aieflow.runtime.policies.estimate import Estimate, Estimator
 from aieflow.runtime.policies.fixed import RULES
-from aieflow.runtime.policies.heft import assigned_ranks, heft, priced_heft, upward_ranks
+from aieflow.runtime.policies.heft import heft, least_ranks, priced_heft, upward_ranks
 from aieflow.runtime.policies.local_search import LocalSearch
 from aieflow.runtime.policies.objective import Objective
 from aieflow.runtime.policies.peft import peft
@@ -33,14 +35,15 @@ LISTS: Mapping[str, Callable[[Tasks], Decision]] = {"heft": heft, "peft": peft, 
 class Effort:
     """How much planning may do; nodes count once for each estimate, or simulation, of a graph."""
 
-    estimated_nodes: int = 2_000_000
-    simulated_nodes: int = 6_000
-    bases: int = 3  # assignments that are improved
-    most: int = 2_000  # estimates of a small graph; simulations
-    prices: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0)  # factors on those of a balance
+    estimated_nodes: int = 6_000_000
+    simulated_nodes: int = 4_000
+    bases: int = 6  # assignments that are improved
+    most: int = 4_000  # estimates of a small graph; simulations
+    prices: tuple[float, ...] = (1.0, 10.0, 30.0, 100.0)  # factors on those of a balance
 
 
-QUICK = Effort(estimated_nodes=300_000, simulated_nodes=2_500, bases=1, prices=(1.0, 30.0))
+QUICK = Effort(estimated_nodes=600_000, simulated_nodes=2_500, bases=2, prices=(1.0, 30.0))
+ROUNDS, KEPT = 3, 3  # of the search; one of so many goes on to the next
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -186,7 +189,7 @@ class _Search:
     def _portfolio(self, option: Option) -> Iterator[_Candidate]:
         tasks = option.tasks
         in_order = tuple(-float(node) for node in range(tasks.count))
-        ranks = upward_ranks(tasks)
+        ranks, least = upward_ranks(tasks), least_ranks(tasks)
         for name, homes in trivial(tasks):
             held = option.estimator.estimate(homes, in_order)
             yield _Candidate(name, option, homes, held, None, in_order, is_trivial=True)
@@ -200,11 +203,13 @@ class _Search:
                 yield _ordered(f"{policy}, updates on host", option, moved, found.ranks)
         for suffix, fixed in (("", None), (", updates on host", _ends_on_host(tasks))):
             ideal = balance(tasks, fixed)
-            yield _ordered(f"balanced{suffix}", option, ideal.homes, ranks)
+            yield _ordered(f"balanced{suffix}", option, ideal.homes, least)
             for factor in self._effort.prices:
-                decision = priced_heft(tasks, (factor * ideal.penalties).tolist())
-                label = f"heft at {factor:g} times the price{suffix}"
-                yield _ordered(label, option, decision.homes, ranks)
+                prices = (factor * ideal.penalties).tolist()
+                for by, ranked in (("", ranks), (", by least ranks", least)):
+                    decision = priced_heft(tasks, prices, ranked)
+                    label = f"heft at {factor:g} times the price{by}{suffix}"
+                    yield _ordered(label, option, decision.homes, ranked)
 
     def _improved(self, pool: Sequence[_Candidate]) -> list[_Candidate]:
         """The best candidates of several options, each improved."""
@@ -214,21 +219,28 @@ class _Search:
             if all(candidate.option is not other.option for other in bases):
                 bases.append(candidate)
         bases = [*bases, *(each for each in by_score if each not in bases)][: self._effort.bases]
-        found: list[_Candidate] = []
-        for base in bases:
-            tasks = base.option.tasks
-            estimates = self._effort.estimated_nodes // (len(bases) * max(1, tasks.count))
-            estimates = max(2, min(estimates, self._effort.most))
-            search = LocalSearch(tasks, base.option.estimator, self._objective)
-            better = search.improved(base.homes, base.ranks, estimates - 1)
-            self._estimates += better.estimates + 1
-            if better.homes == base.homes and not base.is_trivial:
-                continue
-            label = f"{base.policy}, improved"
-            found.append(_ordered(label, base.option, better.homes, base.ranks))
-            again = assigned_ranks(tasks, better.homes)
-            found.append(_ordered(f"{label}, reordered", base.option, better.homes, again))
-        return found
+        searches: dict[int, LocalSearch] = {}  # by option
+        improved: list[_Candidate] = []
+        for _ in range(ROUNDS):
+            improved = [self._searched(base, len(bases), searches) for base in bases]
+            improved.sort(key=lambda each: self._score(each.estimate))
+            bases = improved[: max(1, len(improved) // KEPT)]
+        return [replace(each, policy=f"{each.policy}, improved") for each in improved]
+
+    def _searched(
+        self, base: _Candidate, bases: int, searches: dict[int, LocalSearch]
+    ) -> _Candidate:
+        """A candidate after its share of one round."""
+        option = base.option
+        if option.shards not in searches:
+            searches[option.shards] = LocalSearch(option.tasks, option.estimator, self._objective)
+        estimates = self._effort.estimated_nodes // max(1, option.tasks.count)
+        estimates = max(2, min(estimates, self._effort.most) // (ROUNDS * bases))
+        better = searches[option.shards].improved(base.homes, base.ranks, estimates - 1)
+        self._estimates += better.estimates + 1
+        if better.homes == base.homes:
+            return replace(base, is_trivial=False)
+        return _ordered(base.policy, option, better.homes, base.ranks)
 
     def _may_simulate(self, candidate: _Candidate) -> bool:
         """One at least; then as long as the effort lasts, and while it could be the best."""

@@ -4,7 +4,7 @@ Whenever a lane is free, the ready piece of highest rank starts (ties: in progra
 that are busy together slow each other down, as in `runtime.simulate`. Unlike there, lanes follow no
 fixed order, a divided node's lanes start together, and memory makes nobody wait: this is the quick
 judgement, to be made many hundreds of times; what is chosen by it is compiled and simulated. So it
-runs as machine code (`virtual_run`), on tables made once (`flat`).
+runs as machine code (`step_layout`, `virtual_run`), on tables made once (`flat`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,9 @@ import numpy as np
 
 from aieflow.ops.errors import PlanError
 from aieflow.runtime.policies.flat import Flat, laid
+from aieflow.runtime.policies.step_layout import END, PARTS, PIECE, RESOURCE, Ints, longest
 from aieflow.runtime.policies.tasks import Tasks
-from aieflow.runtime.policies.virtual_run import END, PARTS, PIECE, RESOURCE, Ints, longest, run
+from aieflow.runtime.policies.virtual_run import run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +35,11 @@ class Estimator:
     def __init__(self, tasks: Tasks) -> None:
         self._tasks, self._flat = tasks, Flat(tasks)
 
+    @property
+    def flat(self) -> Flat:
+        """The tables as arrays."""
+        return self._flat
+
     def estimate(
         self, homes: Sequence[int] | Ints, ranks: Sequence[float], with_starts: bool = True
     ) -> Estimate:
@@ -42,18 +48,14 @@ class Estimator:
         steps = laid(flat, homes)
         count = len(steps.seconds)
         started, ended = np.zeros(count), np.zeros(count)
-        _, order = np.unique(-np.asarray(ranks, np.float64), return_inverse=True)
+        order = order_of(ranks)
         done = run(
             steps.steps,
             steps.seconds,
             steps.next_of,
             steps.links,
-            order.astype(np.int64),
-            flat.holds,
-            flat.frees,
-            flat.width,
-            flat.worker,
-            flat.slowdowns,
+            order,
+            *flat.lanes,
             started,
             ended,
         )
@@ -84,6 +86,12 @@ class Estimator:
         rows = list(zip(loads, tasks.resources, strict=True))
         seconds = max([path, *(load / each.width for load, each in rows if each.width)])
         return seconds, sum(load * each.watts for load, each in rows) + tasks.idle_w * seconds
+
+
+def order_of(ranks: Sequence[float]) -> Ints:
+    """The place of each node by its rank, 0 the highest; equal ranks share a place."""
+    _, order = np.unique(-np.asarray(ranks, np.float64), return_inverse=True)
+    return order.astype(np.int64)
 
 
 def estimate(tasks: Tasks, homes: Sequence[int], ranks: Sequence[float]) -> Estimate:

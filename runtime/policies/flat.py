@@ -1,12 +1,26 @@
-"""The tables of `tasks` as arrays, for the machine code of `virtual_run`."""
+"""The tables of `tasks` as arrays, for the machine code of `step_layout` and `virtual_run`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
+from aieflow.runtime.policies.step_layout import ABSENT, END, Bools, Floats, Ints, endangered, lay
 from aieflow.runtime.policies.tasks import Hops, Piece, Tasks
-from aieflow.runtime.policies.virtual_run import ABSENT, END, Floats, Ints, endangered, lay
+
+Rows: TypeAlias = tuple[
+    Ints,
+    tuple[Ints, Floats, Ints],
+    tuple[Ints, Ints],
+    tuple[Ints, Ints, Ints],
+    tuple[Ints, Ints],
+    tuple[Ints, Ints],
+    tuple[Ints, Ints, Ints, Floats],
+    tuple[Ints, Ints, Ints, Ints],
+    tuple[Ints, Ints, Floats],
+    tuple[Bools, Bools],
+]
 
 
 class _Lists:
@@ -24,10 +38,22 @@ class Flat:
         self.count, devices = tasks.count, len(tasks.devices)
         self.pieces: list[Piece] = []  # of all nodes on all devices, then of renewals
         self.first = np.zeros((self.count, devices + 1), np.int64)  # piece of node and device
+        # Lanes that work in the order in which slots were taken.
+        self.in_turn = np.zeros(len(tasks.resources), np.bool_)
+        continues: list[bool] = []  # of pieces: takes a slot after an earlier one of its node
+        taker: list[int] = []  # of pieces: the last before it that took a slot, or itself
         for node, row in enumerate(tasks.pieces):
             for device, pieces in enumerate(row):
                 self.first[node, device] = len(self.pieces)
                 self.pieces += pieces
+                held = False
+                for piece in pieces:
+                    last = taker[-1] if held else len(taker)
+                    taker.append(len(taker) if piece.holds else last)
+                    continues.append(held and piece.holds)
+                    held = held or piece.holds
+                    if held and tasks.resources[piece.resource].device == device:
+                        self.in_turn[piece.resource] = True
             self.first[node, devices] = len(self.pieces)
         renewed: list[list[int]] = [[] for _ in range(self.count)]
         self.renewal_value = np.array([each.value for each in tasks.renewals], np.int64)
@@ -36,10 +62,16 @@ class Flat:
             renewed[renewal.node].append(number)
             self.renewal_piece[number] = len(self.pieces)
             self.pieces.append(renewal.piece)
+            continues.append(False)
+            taker.append(len(taker))
         self.renewals = _Lists(renewed)
         self.resource = np.array([each.resource for each in self.pieces], np.int64)
         self.seconds = np.array([each.seconds for each in self.pieces], np.float64)
         self.parts = np.array([each.parts for each in self.pieces], np.int64)
+        self.continues = np.array(continues, np.bool_)
+        self.taker = np.array(taker, np.int64)
+        slots = [each.width or 0 for each in tasks.resources if each.is_slots]
+        self.rings = np.zeros((len(tasks.resources), max([1, *slots])), np.bool_)  # none is taken
         self.holds = np.array([each.holds for each in self.pieces], np.bool_)
         self.frees = np.array([each.frees for each in self.pieces], np.int64)
         self.after = _Lists([each.after for each in self.pieces])
@@ -73,6 +105,34 @@ class Flat:
         self.most_steps = most_pieces + len(tasks.renewals) + len(tasks.saves) + hops
         self.room = 16 + 4 * self.most_steps  # for links, and notes of readers; grows
 
+    @property
+    def risks(self) -> tuple[Ints, Bools, Ints, tuple[Ints, Ints], Ints, Bools]:
+        """What `step_layout.endangered` reads, after the assignment."""
+        inputs = self.inputs.starts, self.inputs.items
+        return self.sides, self.is_remote, self.writer, inputs, self.ends, self.is_earlier
+
+    @property
+    def rows(self) -> Rows:
+        """What `step_layout.lay` reads, after the states that are saved, but for ends and sides."""
+        return (
+            self.first,
+            (self.resource, self.seconds, self.parts),
+            (self.after.starts, self.after.items),
+            (self.reads.starts, self.reads.items, self.read_sides),
+            (self.outputs.starts, self.outputs.items),
+            (self.updates.starts, self.updates.items),
+            (self.saves.starts, self.saves.items, self.save_resource, self.save_seconds),
+            (self.renewals.starts, self.renewals.items, self.renewal_value, self.renewal_piece),
+            (self.hops_of, self.hop_resource, self.hop_seconds),
+            (self.is_anywhere, self.is_written_again),
+        )
+
+    @property
+    def lanes(self) -> tuple[Bools, Ints, Ints, Ints, Floats, Bools, Bools, Ints, Bools]:
+        """What `virtual_run.run` reads of lanes, before the times that it writes."""
+        own = self.holds, self.frees, self.width, self.worker, self.slowdowns
+        return (*own, self.continues, self.in_turn, self.taker, self.rings)
+
     def _hops(self, hops: Sequence[Hops], sides: int) -> None:
         """Values of one size share a row: from, to, hop -> resource and seconds."""
         rows = {id(each): each for each in hops}
@@ -103,7 +163,7 @@ class Flat:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Laid:
-    """The steps of an assignment: see `virtual_run`."""
+    """The steps of an assignment: see `step_layout`."""
 
     steps: Ints
     seconds: Floats
@@ -115,11 +175,8 @@ def laid(flat: Flat, homes: Sequence[int] | Ints, saves: bool = True) -> Laid:
     """All steps of an assignment, each after those it waits for; `saves` are copies of states."""
     home = np.asarray(homes, np.int64)
     is_saved = np.zeros(len(flat.save_node), np.bool_)
-    inputs = flat.inputs.starts, flat.inputs.items
     if saves:
-        is_saved = endangered(
-            home, flat.sides, flat.is_remote, flat.writer, inputs, flat.ends, flat.is_earlier
-        )
+        is_saved = endangered(home, *flat.risks)
     while True:
         steps = np.empty((5, flat.most_steps), np.int64)
         seconds, next_of = np.empty(flat.most_steps), np.empty(flat.most_steps, np.int64)
@@ -128,16 +185,7 @@ def laid(flat: Flat, homes: Sequence[int] | Ints, saves: bool = True) -> Laid:
         lay(
             home,
             is_saved,
-            flat.first,
-            (flat.resource, flat.seconds, flat.parts),
-            (flat.after.starts, flat.after.items),
-            (flat.reads.starts, flat.reads.items, flat.read_sides),
-            (flat.outputs.starts, flat.outputs.items),
-            (flat.updates.starts, flat.updates.items),
-            (flat.saves.starts, flat.saves.items, flat.save_resource, flat.save_seconds),
-            (flat.renewals.starts, flat.renewals.items, flat.renewal_value, flat.renewal_piece),
-            (flat.hops_of, flat.hop_resource, flat.hop_seconds),
-            (flat.is_anywhere, flat.is_written_again),
+            *flat.rows,
             flat.ends,
             flat.sides,
             np.full((len(flat.writer), len(flat.sides) + 1), ABSENT, np.int64),

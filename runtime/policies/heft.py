@@ -16,16 +16,18 @@ from aieflow.runtime.policies.tasks import Tasks
 
 def heft(tasks: Tasks) -> Decision:
     """The decision of HEFT; ties go to the first device and the first node in program order."""
-    return priced_heft(tasks, [[0.0] * len(tasks.devices)] * tasks.count)
+    free = [[0.0] * len(tasks.devices)] * tasks.count
+    return priced_heft(tasks, free, upward_ranks(tasks))
 
 
-def priced_heft(tasks: Tasks, prices: Sequence[Sequence[float]]) -> Decision:
+def priced_heft(
+    tasks: Tasks, prices: Sequence[Sequence[float]], ranks: Sequence[float]
+) -> Decision:
     """The same, but a node goes where its finish plus its price there is least: `prices[n][d]`.
 
     HEFT takes whoever is free, however long it takes, and so does work twice as long as it need be
     where others would have been free soon. Prices are what that costs all others.
     """
-    ranks = upward_ranks(tasks)
     bookings = Bookings(tasks)
     for node in sorted(range(tasks.count), key=lambda each: (-ranks[each], each)):
         price = prices[node]
@@ -46,11 +48,10 @@ def upward_ranks(tasks: Tasks) -> tuple[float, ...]:
     return _ranks(tasks, own_s, mean_passed(tasks))
 
 
-def assigned_ranks(tasks: Tasks, homes: Sequence[int]) -> tuple[float, ...]:
-    """The upward rank of each node, in seconds, where it is known which device each of them has."""
-    own_s = [span_s(row[home]) for row, home in zip(tasks.pieces, homes, strict=True)]
-    passed = _passed(tasks, lambda value, a, b: move_s(tasks, value, homes[a], homes[b]))
-    return _ranks(tasks, own_s, passed)
+def least_ranks(tasks: Tasks) -> tuple[float, ...]:
+    """The same with the least seconds of each node: what is quick somewhere will be done there."""
+    own_s = [min(map(span_s, tasks.pieces[node])) for node in range(tasks.count)]
+    return _ranks(tasks, own_s, mean_passed(tasks))
 
 
 def _ranks(
