@@ -11,10 +11,10 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
-Mark: TypeAlias = Literal["measured", "vendor", "inferred", "assumed", "varied"]
+Mark: TypeAlias = Literal["measured", "vendor", "inferred", "fitted", "assumed", "varied"]
 
 # What a file may say, the surest first. A figure changed by hand is "varied", in memory only.
-FILE_MARKS: tuple[Mark, ...] = ("measured", "vendor", "inferred", "assumed")
+FILE_MARKS: tuple[Mark, ...] = ("measured", "vendor", "inferred", "fitted", "assumed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,9 @@ class Figure:
     """One number about a machine, in the unit that its field's name ends with.
 
     `measured` by the source on such a chip, `vendor` a specification or a constant of the driver,
-    `inferred` arithmetic on such figures, `assumed` where no source exists: then the source says
-    "unknown" and there is a range.
+    `inferred` arithmetic on such figures, `fitted` so that a simulated step takes what a source
+    says that the whole one took, `assumed` where no source exists: then the source says "unknown"
+    and there is a range.
     """
 
     value: float
@@ -82,10 +83,26 @@ def scaled(figure: Figure, factor: Figure, circumstance: str) -> Figure:
     return Figure(
         value=figure.value * factor.value,
         source=f"{figure.source}; x {factor.value:g} {circumstance} ({factor.source})",
-        mark="assumed" if "assumed" in (figure.mark, factor.mark) else "inferred",
+        mark=_less_sure(figure, factor),
         low=low,
         high=high,
     )
+
+
+def lengthened(figure: Figure, extra: Figure, circumstance: str) -> Figure:
+    """The sum of both, with both sources, the ranges added, and the less sure mark."""
+    low = high = None
+    if figure.low is not None or extra.low is not None:
+        low, high = _low(figure) + _low(extra), _high(figure) + _high(extra)
+    source = f"{figure.source}; + {extra.value:g} {circumstance} ({extra.source})"
+    return Figure(figure.value + extra.value, source, _less_sure(figure, extra), low, high)
+
+
+def _less_sure(*figures: Figure) -> Mark:
+    """The mark of what was reckoned from figures."""
+    marks = [each.mark for each in figures]
+    unsure: tuple[Mark, ...] = ("assumed", "fitted")
+    return next((mark for mark in unsure if mark in marks), "inferred")
 
 
 def varied(figure: Figure, value: float) -> Figure:

@@ -8,7 +8,7 @@ range is refused with the file, the place, the value and the remedy:
 value = 108e-6
 low = 41.6e-6                 # both ends of the range, or none
 high = 170e-6
-mark = "measured"             # measured, vendor, inferred or assumed
+mark = "measured"             # measured, vendor, inferred, fitted or assumed
 source = "SI: one C++ call"   # begins with a key of [sources]; with "unknown" if assumed
 ```
 
@@ -20,7 +20,7 @@ import math
 import re
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeAlias, TypeVar, get_args, get_type_hints
@@ -211,9 +211,18 @@ class _Reader:
         """A dataclass of the schema from its table, field by field."""
         table = self.table(entry, path)
         kinds = get_type_hints(cls, include_extras=True)
-        self.check_keys(table, kinds, path)
+        optional = [
+            each.name
+            for each in fields(cls)  # type: ignore[arg-type]  # a part is a dataclass
+            if each.default is None
+        ]
+        self.check_keys(table, [key for key in kinds if key not in optional], path, optional)
         children = {
-            key: self.field(kind, table[key], f"{path}.{key}") for key, kind in kinds.items()
+            key: self.field(
+                get_args(kind)[0] if key in optional else kind, table[key], f"{path}.{key}"
+            )
+            for key, kind in kinds.items()
+            if key in table
         }
         return cls(**children)
 

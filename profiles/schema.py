@@ -37,6 +37,7 @@ from aieflow.profiles.figure import (
     Seconds,
     Slowdown,
     Watts,
+    lengthened,
     scaled,
     varied,
 )
@@ -144,7 +145,7 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class BatteryFactors:
-    """What running on battery multiplies."""
+    """What running on battery multiplies, and adds."""
 
     cpu_rate: Factor
     igpu_rate: Factor
@@ -153,6 +154,7 @@ class BatteryFactors:
     cpu_active_w: Factor
     igpu_active_w: Factor
     npu_active_w: Factor
+    npu_dispatch_s: Seconds | None = None  # more for each NPU command; None: nobody knows of any
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +217,10 @@ def on_battery(machine: MachineProfile, factors: BatteryFactors) -> MachineProfi
     def by(figure: Figure, factor: Figure) -> Figure:
         return scaled(figure, factor, "on battery")
 
+    def later(figure: Figure) -> Figure:
+        extra = factors.npu_dispatch_s
+        return figure if extra is None else lengthened(figure, extra, "on battery")
+
     def link(part: LinkProfile) -> LinkProfile:
         return replace(part, bytes_per_s=by(part.bytes_per_s, factors.memory_rate))
 
@@ -242,6 +248,8 @@ def on_battery(machine: MachineProfile, factors: BatteryFactors) -> MachineProfi
             gemm_flops_per_s=by(npu.gemm_flops_per_s, factors.npu_rate),
             memory_bytes_per_s=by(npu.memory_bytes_per_s, factors.memory_rate),
             active_w=by(npu.active_w, factors.npu_active_w),
+            first_dispatch_s=later(npu.first_dispatch_s),
+            further_dispatch_s=later(npu.further_dispatch_s),
         ),
         links=Links(igpu=link(machine.links.igpu), npu=link(machine.links.npu)),
     )
