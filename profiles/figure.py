@@ -101,8 +101,9 @@ def lengthened(figure: Figure, extra: Figure, circumstance: str) -> Figure:
 def _less_sure(*figures: Figure) -> Mark:
     """The mark of what was reckoned from figures."""
     marks = [each.mark for each in figures]
-    unsure: tuple[Mark, ...] = ("assumed", "fitted")
-    return next((mark for mark in unsure if mark in marks), "inferred")
+    if "assumed" in marks:
+        return "assumed"
+    return "fitted" if "fitted" in marks else "inferred"
 
 
 def varied(figure: Figure, value: float) -> Figure:

@@ -311,10 +311,13 @@ def test_help_has_an_example(aieflow: Command) -> None:
 def test_the_papers_cpu_step_comes_out_of_the_whole_way() -> None:
     """145 GFLOP/s on mains, 95 on battery, of which phoenix-paper's CPU was inferred.
 
-    Planned, divided over eight lanes and simulated, launches and undivided nodes included: 2 %.
+    Planned, divided over eight lanes and simulated, launches and undivided nodes included: 2 %. The
+    paper's step sets all gradients to zero first, ours need not.
     """
     config = RunConfig(model=PRESETS["124M"], seq_len=64, batch_size=4, policy="cpu")
     flops = 6 * config.model.parameters * 256
     for power, gflops_per_s in (("mains", 145), ("battery", 95)):
-        trace = simulated(config, load_machine("phoenix-paper", power)).trace
-        assert flops / trace.seconds / 1e9 == pytest.approx(gflops_per_s, rel=0.02)
+        machine = load_machine("phoenix-paper", power)
+        zeroed_s = 4 * config.model.parameters / machine.cpu.memory_bytes_per_s.value
+        seconds = simulated(config, machine).trace.seconds + zeroed_s
+        assert flops / seconds / 1e9 == pytest.approx(gflops_per_s, rel=0.02)
