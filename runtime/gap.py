@@ -17,14 +17,13 @@ A transfer or conversion is *exposed* while no compute lane has anything to do b
 """
 
 import math
-from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from aieflow.runtime.plan import Plan, Step
 from aieflow.runtime.schedule import device_of
-from aieflow.runtime.trace import Span, Trace
+from aieflow.runtime.trace import Cover, Span, Trace
 
 NOTHING_LEFT = "nothing left"
 LATE = "late"
@@ -189,42 +188,15 @@ def _exposed(trace: Trace, conversions: Collection[str]) -> tuple[Exposed, ...]:
     for span in trace.spans:
         cause = cause_of(plan, plan.steps[span.step], conversions)
         (nodes if cause.startswith("nodes of ") else others).append(span)
-    computing = _Covered(nodes)
+    computing = Cover((span.start_s, span.end_s) for span in nodes)
     sums: dict[tuple[str, str], float] = defaultdict(float)
     for span in others:
         step = plan.steps[span.step]
-        hidden_s = computing.seconds(span.start_s, span.end_s)
+        hidden_s = computing.of(span.start_s, span.end_s)
         key = plan.name_of(step), cause_of(plan, step, conversions)
         sums[key] += span.end_s - span.start_s - hidden_s
     found = [Exposed(name, work, s) for (name, work), s in sums.items() if s > 0]
     return tuple(sorted(found, key=lambda each: (-each.seconds, each.name, each.work)))
-
-
-class _Covered:
-    """The time that some spans cover, each moment once."""
-
-    def __init__(self, spans: Sequence[Span]) -> None:
-        self._starts: list[float] = []
-        self._ends: list[float] = []
-        self._before: list[float] = []  # seconds covered by all earlier intervals
-        for span in sorted(spans, key=lambda span: span.start_s):
-            if self._ends and span.start_s <= self._ends[-1]:
-                self._ends[-1] = max(self._ends[-1], span.end_s)
-                continue
-            so_far = self._before[-1] + self._ends[-1] - self._starts[-1] if self._ends else 0.0
-            self._before.append(so_far)
-            self._starts.append(span.start_s)
-            self._ends.append(span.end_s)
-
-    def seconds(self, start_s: float, end_s: float) -> float:
-        """How much of an interval is covered."""
-        return self._until(end_s) - self._until(start_s)
-
-    def _until(self, time_s: float) -> float:
-        place = bisect_right(self._starts, time_s) - 1
-        if place < 0:
-            return 0.0
-        return self._before[place] + min(time_s, self._ends[place]) - self._starts[place]
 
 
 def _largest_first(sums: Mapping[str, float]) -> Idle:

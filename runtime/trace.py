@@ -4,7 +4,6 @@ Spans are recorded as nanoseconds in lists that exist before the run, and given 
 `runtime.timeline` makes of them what trace files hold.
 """
 
-import math
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -68,6 +67,33 @@ def nanoseconds(seconds: float) -> int:
     return round(seconds * 1e9)
 
 
+class Cover:
+    """The time that some intervals cover, each moment once; exact for integers."""
+
+    def __init__(self, intervals: Iterable[tuple[float, float]]) -> None:
+        self._starts: list[float] = []
+        self._ends: list[float] = []
+        self._before: list[float] = []  # covered by all earlier intervals
+        for start, end in sorted(intervals):
+            if self._ends and start <= self._ends[-1]:
+                self._ends[-1] = max(self._ends[-1], end)
+                continue
+            so_far = self._before[-1] + self._ends[-1] - self._starts[-1] if self._ends else 0
+            self._before.append(so_far)
+            self._starts.append(start)
+            self._ends.append(end)
+
+    def of(self, start: float, end: float) -> float:
+        """How much of an interval is covered, in the unit of the times."""
+        return self._until(end) - self._until(start)
+
+    def _until(self, time: float) -> float:
+        place = bisect_right(self._starts, time) - 1
+        if place < 0:
+            return 0
+        return self._before[place] + min(time, self._ends[place]) - self._starts[place]
+
+
 def overlapped(
     intervals: Iterable[tuple[float, float]], cover: Iterable[tuple[float, float]]
 ) -> tuple[float, float]:
@@ -79,26 +105,10 @@ def overlapped(
     >>> overlapped([(0, 4), (2, 6)], [(3, 5), (4, 7)])
     (4, 8)
     """
-    busy = _union(cover)
+    covered = Cover(cover)
     hidden: float = 0
     total: float = 0
     for start, end in intervals:
         total += end - start
-        first = max(0, bisect_right(busy, (start, math.inf)) - 1)
-        for place in range(first, len(busy)):
-            begin, until = busy[place]
-            if begin >= end:
-                break
-            hidden += max(0, min(end, until) - max(start, begin))
+        hidden += covered.of(start, end)
     return hidden, total
-
-
-def _union(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Disjoint intervals that cover the same, in order."""
-    merged: list[tuple[float, float]] = []
-    for start, end in sorted(intervals):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return merged
