@@ -4,9 +4,9 @@ Each lane runs its nodes in program order, so a schedule that overlaps devices n
 does. Any order is legal in which a node comes after what it reads, and an update after all readers
 of what it overwrites. Operands in a device's separate memory take turns in a few slots
 (`runtime.memory`), so there a value is also written after the last reader of the one whose slot it
-takes. Nodes that share an operand there follow each other, when the last of them is to start: so an
-urgent node is not held up by a product that is not. Numbers do not depend on the order: each value
-has one node and fixed operands.
+takes. Nodes that share an operand there follow each other, when the first of them is to start: its
+slot is free for another the sooner. Numbers do not depend on the order: each value has one node and
+fixed operands.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,14 +72,14 @@ def _turns(
         for index, node in enumerate(graph.nodes)
         if all(value.name in separate for value in (*node.inputs, *node.outputs))
     ]
-    latest: dict[Value, float] = {}  # of nodes that share an operand: they follow each other
+    first_use: dict[Value, float] = {}  # of nodes that share an operand: they follow each other
     for index in inside:
         for value in graph.nodes[index].inputs:
             if value not in states:
-                latest[value] = min(latest.get(value, times[index]), times[index])
+                first_use[value] = min(first_use.get(value, times[index]), times[index])
     begins = {
-        index: min([times[index], *(latest[v] for v in graph.nodes[index].inputs if v in latest)])
-        for index in inside
+        index: min([times[index], *(first_use.get(value, times[index]) for value in node.inputs)])
+        for index, node in ((each, graph.nodes[each]) for each in inside)
     }
     in_order = sorted(inside, key=lambda each: (begins[each], times[each], each))
     for index in in_order:

@@ -55,6 +55,22 @@ def test_slots_hold_back_what_was_to_come_early() -> None:
     assert names(graph, ordered(graph, starts, apart, 2)) == "a0 a1 b0 a2 b1 c0 b2 c1 c2"
 
 
+def test_nodes_that_share_an_operand_follow_each_other_from_the_first_on() -> None:
+    """b0 and d0 read a0: b1 waits until its slot is free, though it was to start between them."""
+    b = Builder("shared")
+    x = b.feed("x", Spec((4, 8)))
+    a0, a1 = (b.apply(GELU, [x], [name])[0] for name in ("a0", "a1"))
+    ends = [b.apply(GELU, [a], [name])[0] for a, name in ((a0, "b0"), (a0, "d0"), (a1, "b1"))]
+    graph = b.finish([b.apply(GELU, [end], [f"c-{end.name}"])[0] for end in ends])
+    starts = {"b0": 1.0, "b1": 3.0, "d0": 5.0}
+    starts |= {f"c-{name}": 9.0 for name in ("b0", "d0", "b1")}
+    apart: dict[str, str] = dict.fromkeys(("a0", "a1", "b0", "d0", "b1"), "far")
+    order = names(graph, ordered(graph, starts, apart, 3)).split()
+    assert [name for name in order if name in ("b0", "d0", "b1")] == ["b0", "d0", "b1"]
+    alone = names(graph, ordered(graph, starts, {}, 3)).split()
+    assert [name for name in alone if name in ("b0", "d0", "b1")] == ["b0", "b1", "d0"]
+
+
 def test_slots_that_do_not_allow_an_order_are_told() -> None:
     """b1 reads c0, so it needs b0's slot free; but a plan of one slot wants b1 first."""
     b = Builder("knot")
