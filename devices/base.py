@@ -23,8 +23,9 @@ from aieflow.ops.kernel import Call, Kernel
 from aieflow.ops.op import Array
 
 Direction = Literal["in", "out"]  # to the device side, to the host side
-# Begin and end, in `perf_counter_ns`, of the work that a call began, once that is done.
-Clock = Callable[[], tuple[int, int] | None]
+# Begin and end of the work that calls began, in `perf_counter_ns`; to be asked once it is done.
+Ran = Callable[[], tuple[int, int] | None]
+Clock = Callable[[], Ran]  # of the calls since it was last asked
 PAGE = 4096  # alignment of adopted memory, in bytes
 
 
@@ -139,8 +140,9 @@ class Device(ABC):
     def profile(self, on: bool) -> Mapping[str, Clock]:
         """Begin or end to time work by the device's own clock; none may be under way.
 
-        Gives a clock for each lane that has one: it tells when the calls since it was last asked
-        ran, None if there were none. Raises DeviceError, as the clock may.
+        Gives a clock for each lane that has one. Asked after a call, it waits for nothing, so that
+        work goes on as it does untimed; what it gives tells, once the work is done, when that ran:
+        None if the call began none. Raises DeviceError, as the clock and its answer may.
         """
         return {}
 

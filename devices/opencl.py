@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aieflow.devices.base import Buffer, Clock, Device, Direction, Moved
+from aieflow.devices.base import Buffer, Clock, Device, Direction, Moved, Ran
 from aieflow.devices.opencl_driver import choose, cl, describe, list_devices, naming, refusal
 from aieflow.devices.opencl_memory import AdoptedMemory, address, page_aligned
 from aieflow.devices.opencl_program import Programs
@@ -203,7 +203,9 @@ class OpenClDevice(Device):
 
     def spans(self) -> list[DeviceSpan]:
         """When nodes ran since `profile` or the last call of this; call it after `finish`."""
-        timed, self._timed = self._timed or [], None if self._timed is None else []
+        return self._spans(self._taken())
+
+    def _spans(self, timed: list[Timed]) -> list[DeviceSpan]:
         with naming("reading time stamps"):
             return [
                 DeviceSpan(
@@ -214,9 +216,18 @@ class OpenClDevice(Device):
                 for one in timed
             ]
 
-    def _ran(self) -> tuple[int, int] | None:
-        spans = self.spans()
-        return (spans[0].begin_ns, spans[-1].end_ns) if spans else None
+    def _taken(self) -> list[Timed]:
+        timed, self._timed = self._timed or [], None if self._timed is None else []
+        return timed
+
+    def _ran(self) -> Ran:
+        timed = self._taken()
+
+        def ran() -> tuple[int, int] | None:
+            spans = self._spans(timed)
+            return (spans[0].begin_ns, spans[-1].end_ns) if spans else None
+
+        return ran
 
     def close(self) -> None:
         """Wait for work under way and release everything; bound calls then raise DeviceError."""

@@ -3,8 +3,9 @@
 A *gap* lies between the end of what a step follows (its lane's last step, and those it waits for)
 and its start. It depends on the kind of lane and on what the step waits for: nothing, a lane of its
 own device, or one of another device. The first step of a lane begins with the run; what that takes
-is `run_s`. Spans are noted in a traced run, which may take longer than another: the device's work
-is waited for after every step. So a step of an untraced run takes `untraced_s` more, or less.
+is `run_s`. Spans are noted in a traced run, which may take longer than another: a device without a
+clock of its own is waited for after every step. So a step of an untraced run takes `untraced_s`
+more, or less.
 
 What is known of the same devices together goes before what is known of others.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter_ns
 
-from aieflow.devices.base import Clock
+from aieflow.devices.base import Clock, Ran
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,12 @@ class Worker:
         _wake(self._go)
         self._thread.join()
 
+    def _settle(self, ran: Sequence[tuple[int, int] | None]) -> None:
+        """Take over what the lane's clock says of the last run."""
+        are_done = [self._finish is None or each.finish is not None for each in self.program]
+        spans = settled(list(zip(self.starts, self.ends, strict=True)), are_done, ran)
+        self.starts, self.ends = [one for one, _ in spans], [other for _, other in spans]
+
     def _serve(self) -> None:
         while True:
             self._go.acquire()
@@ -96,6 +102,7 @@ class Worker:
             if self._done == self._wanted:
                 continue
             place, self.completed = 0, 0
+            answers: list[Ran] = []
             try:
                 for place, instruction in enumerate(self.program):
                     for lock in instruction.waits:
@@ -103,13 +110,14 @@ class Worker:
                     if self.is_cancelled:
                         break
                     if self._is_traced:
-                        begin = perf_counter_ns()
+                        self.starts[place] = perf_counter_ns()
                         instruction.call()
-                        if self._finish is not None:
-                            self._finish()
-                        end = perf_counter_ns()
-                        ran = None if self._clock is None else self._clock()
-                        self.starts[place], self.ends[place] = within(begin, end, ran)
+                        finish = instruction.finish if self._clock else self._finish
+                        if finish is not None:
+                            finish()
+                        self.ends[place] = perf_counter_ns()
+                        if self._clock is not None:
+                            answers.append(self._clock())
                     else:
                         instruction.call()
                         if instruction.finish is not None:
@@ -117,6 +125,11 @@ class Worker:
                     self.completed = place + 1  # before the signals: cancelling may break them off
                     for lock in instruction.signals:
                         lock.release()
+                ran = []
+                for place in range(len(answers)):  # now that the lane is idle
+                    ran.append(answers[place]())
+                if ran and not self.is_cancelled:
+                    self._settle(ran)
             except BaseException as error:
                 if not self.is_cancelled:  # else a signal met a lock that cancelling had released
                     self.error = (self.program[place].step, error)
@@ -125,18 +138,36 @@ class Worker:
             _wake(self._idle)
 
 
-def within(begin: int, end: int, ran: tuple[int, int] | None) -> tuple[int, int]:
-    """When a step ran, as its lane's clock says: not outside of what the worker saw, in ns.
+def settled(
+    seen: Sequence[tuple[int, int]],
+    ends_seen: Sequence[bool],
+    ran: Sequence[tuple[int, int] | None],
+) -> list[tuple[int, int]]:
+    """When the steps of a lane ran, as its clock says: not outside of what the worker saw, in ns.
 
-    The device's clock is known to some error only, and a step that seems to begin before the end of
+    `seen` is when each call began and returned; `ends_seen` where its work was done by then. The
+    device's clock is known to some error only, and a step that seems to begin before the end of
     what it waits for would be no legal trace; nor would one that takes no time, of two that follow.
 
-    >>> within(100, 200, (90, 150)), within(100, 200, None)
-    ((100, 150), (100, 200))
+    >>> settled([(100, 110), (120, 200)], [False, True], [(90, 130), (125, 150)])
+    [(100, 130), (130, 150)]
     """
-    first, last = ran or (begin, end)
-    first = min(max(first, begin), max(begin, end - 1))
-    return first, min(max(last, first + 1), end)
+    found: list[tuple[int, int]] = []
+    before = 0
+    for (begin, end), is_end, told in zip(seen, ends_seen, ran, strict=True):
+        first, last = told or (begin, end)
+        if is_end:
+            first, last = min(first, end - 1), min(last, end)
+        first = max(first, begin, before)
+        before = max(last, first + 1)
+        found.append((first, before))
+    after = before
+    for place in reversed(range(len(found))):
+        first, last = found[place]
+        last = min(last, after, seen[place][1]) if ends_seen[place] else min(last, after)
+        after = min(first, last - 1)
+        found[place] = after, last
+    return found
 
 
 def _wake(lock: threading.Lock) -> None:

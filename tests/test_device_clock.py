@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from aieflow.devices.base import Clock, Device
+from aieflow.devices.base import Clock, Device, Ran
 from aieflow.devices.cpu import CpuDevice
 from aieflow.devices.fake import FakeDevice
 from aieflow.devices.fake_remote import FakeRemoteDevice
@@ -19,7 +19,7 @@ from aieflow.runtime.executor import Executor
 from aieflow.runtime.placement import Placement, place_on
 from aieflow.runtime.state import RunState
 from aieflow.runtime.trace import Trace
-from aieflow.runtime.worker import Instruction, Worker, within
+from aieflow.runtime.worker import Instruction, Worker, settled
 
 GRAPH = training_step(ModelConfig(vocab_size=19, seq_len=8, layers=1, heads=2, channels=8), 2, 8)
 FEEDS: dict[str, Array] = {
@@ -63,7 +63,7 @@ class Clocked(FakeRemoteDevice):
 
     def profile(self, on: bool) -> Mapping[str, Clock]:
         self.asked.append(on)
-        return {"far.compute": lambda: self._ran} if on else {}
+        return {"far.compute": lambda: lambda: self._ran} if on else {}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,27 @@ class Clocked(FakeRemoteDevice):
 def test_a_clock_counts_within_what_the_worker_saw(
     ran: tuple[int, int] | None, span: tuple[int, int]
 ) -> None:
-    assert within(100, 200, ran) == span
+    assert settled([(100, 200)], [True], [ran]) == [span]
+
+
+def test_steps_that_are_not_waited_for_follow_each_other() -> None:
+    """
+    host    |call|call|call, finish ............|
+            100  110  120                     200
+    device       [ 1st    ][ 2nd  ][ 3rd ]
+    """
+    seen, ends = [(100, 105), (110, 115), (120, 200)], [False, False, True]
+    ran: list[tuple[int, int] | None] = [(108, 140), (140, 160), (162, 190)]
+    assert settled(seen, ends, ran) == ran  # the first two end after their calls returned
+    late = [(158, 190), (190, 210), (212, 240)]  # 50 ns, by which the clock is wrong
+    assert settled(seen, ends, late) == [(158, 190), (190, 199), (199, 200)]
+    overlapping = [(108, 150), (140, 160), None]
+    assert settled(seen, ends, overlapping) == [(108, 150), (150, 160), (160, 200)]
+
+
+def test_work_behind_an_end_that_was_seen_begins_no_sooner() -> None:
+    seen, ends = [(100, 150), (160, 200)], [True, True]
+    assert settled(seen, ends, [(120, 180), (130, 190)]) == [(120, 150), (160, 190)]
 
 
 def test_spans_of_a_lane_with_a_clock_are_what_it_says() -> None:
@@ -120,17 +140,41 @@ def test_a_device_without_steps_is_not_asked() -> None:
 
 
 def test_a_clock_that_fails_is_a_failure_of_its_step() -> None:
-    def clock() -> tuple[int, int]:
+    def ran() -> tuple[int, int]:
         raise DeviceError("igpu: reading time stamps: the device is lost", "igpu")
 
-    worker = Worker("igpu.compute", [Instruction(7, (), lambda: None, ())], lambda: None)
-    worker.prepare(True, clock)
+    answers = iter((lambda: None, ran, lambda: None))
+    program = [Instruction(step, (), lambda: None, ()) for step in (6, 7, 8)]
+    worker = Worker("igpu.compute", program, lambda: None)
+    worker.prepare(True, lambda: next(answers))
     worker.start()
     worker.wait()
     assert worker.error is not None
     assert worker.error[0] == 7
     assert "time stamps" in str(worker.error[1])
     worker.close()
+
+
+@pytest.mark.parametrize(("has_clock", "waits"), [(True, 1), (False, 3)])
+def test_a_timed_lane_is_waited_for_no_more_often_than_an_untraced_one(
+    has_clock: bool, waits: int
+) -> None:
+    finished: list[int] = []
+
+    def finish() -> None:
+        finished.append(worker.completed)
+
+    calls = [Instruction(step, (), lambda: None, ()) for step in (0, 1)]
+    worker = Worker(
+        "igpu.compute", [*calls, Instruction(2, (), lambda: None, (), finish)], lambda: None, finish
+    )
+    worker.prepare(True, (lambda: lambda: None) if has_clock else None)
+    worker.start()
+    worker.wait()
+    worker.close()
+    assert worker.error is None
+    assert len(finished) == waits
+    assert all(a < b for a, b in zip(worker.starts, worker.ends, strict=True))
 
 
 @pytest.mark.opencl
@@ -148,11 +192,16 @@ def test_an_igpus_spans_are_the_drivers_and_legal() -> None:
             return {lane: noting(clock) for lane, clock in super().profile(on).items()}
 
     def noting(clock: Clock) -> Clock:
-        def ask() -> tuple[int, int] | None:
+        def ask() -> Ran:
             ran = clock()
-            assert ran is not None
-            told.append(ran[1] - ran[0])
-            return ran
+
+            def answer() -> tuple[int, int] | None:
+                begin_and_end = ran()
+                assert begin_and_end is not None
+                told.append(begin_and_end[1] - begin_and_end[0])
+                return begin_and_end
+
+            return answer
 
         return ask
 
