@@ -1,17 +1,85 @@
-"""Watts by RAPL: energy counters of the processor, one for each power domain.
+"""Energy by RAPL: counters of the processor, one for each power domain; watts are their rate.
 
 Linux' powercap shows them, Intel's and AMD's alike (kernel documentation, power/powercap). Since
-CVE-2020-8694 they are root's alone unless an administrator has opened them. The counters wrap.
+CVE-2020-8694 they are root's alone unless an administrator has opened them. The counters go on
+about once a millisecond, and wrap; more than one wrap between two readings is not noticed: the
+smallest counters take a quarter of an hour for one at full power.
 """
 
+import math
 from pathlib import Path
 
-from aieflow.devices.readings import ROOT_ONLY, Rates, Reading, absent, read_number
+from aieflow.devices.readings import LEAST_S, ROOT_ONLY, Reading, absent, read_number
 from aieflow.devices.surroundings import Surroundings, read_text
 
 MOST_W = 2000.0  # of all packages: more is a counter that began anew, not one that wrapped
 FOLDER = "/sys/class/powercap"
 ABSENT = f"no RAPL: nothing called intel-rapl in {FOLDER}, as in most virtual machines"
+PACKAGE = "package, RAPL"
+
+
+def domains(around: Surroundings) -> tuple[list[Path], list[Path]]:
+    """The folders of all packages, and of all groups of cores."""
+    # intel-rapl-mmio:0 is the same package once more
+    zones = sorted(around.path(FOLDER).glob("intel-rapl:*"))
+    names = [(zone, read_text(zone / "name").strip()) for zone in zones]
+    packages = [zone for zone, name in names if name.startswith("package")]
+    return packages, [zone for zone, name in names if name == "core"]
+
+
+class EnergyCounters:
+    """Counters of one kind of domain, as joules from one reading to the next."""
+
+    def __init__(self, around: Surroundings, source: str) -> None:
+        self._around = around
+        self._source = source
+        self._before: dict[Path, float] = {}  # J, of those that were readable at `_before_s`
+        self._before_s: float | None = None
+
+    def joules(self, zones: list[Path], now_s: float) -> Reading:
+        """Joules of all zones since the reading before; none unless their counters have grown.
+
+        `now_s` is of any clock that goes forward.
+        """
+        if not zones:
+            return absent(ABSENT)
+        found = {
+            zone: read_number(self._around, zone / "energy_uj", self._source, 1e-6)
+            for zone in zones
+        }
+        before, before_s = self._before, self._before_s
+        self._before = {zone: each.value for zone, each in found.items() if each.value is not None}
+        self._before_s = now_s
+        fault = next((each for each in found.values() if each.value is None), None)
+        if fault is not None:
+            return _with_remedy(fault)
+        if before_s is None or now_s <= before_s or any(zone not in before for zone in zones):
+            return self._unready
+        grown = [self._since(zone, before[zone], now_j) for zone, now_j in self._before.items()]
+        if min(grown) < 0 or sum(grown) >= MOST_W * (now_s - before_s):
+            return absent(f"{self._source}: its counter began anew")
+        if not sum(grown):
+            return absent(f"{self._source}: its counter stands still")
+        return Reading(sum(grown), self._source)
+
+    def watts(self, zones: list[Path], now_s: float) -> Reading:
+        """Watts of all zones since the reading before; too soon after it, nothing is read."""
+        seconds = math.inf if self._before_s is None else now_s - self._before_s
+        if 0 <= seconds < LEAST_S:
+            return self._unready
+        joules = self.joules(zones, now_s)
+        return joules if joules.value is None else Reading(joules.value / seconds, joules.source)
+
+    @property
+    def _unready(self) -> Reading:
+        return absent(f"{self._source}: two readings of its counter are needed")
+
+    def _since(self, zone: Path, before_j: float, now_j: float) -> float:
+        """What one counter has grown by; below 0 where it began anew and nothing says its range."""
+        if now_j >= before_j:
+            return now_j - before_j
+        limit_j = read_number(self._around, zone / "max_energy_range_uj", self._source, 1e-6)
+        return now_j - before_j + (limit_j.value or 0.0)
 
 
 class Rapl:
@@ -19,39 +87,13 @@ class Rapl:
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self._rates = Rates()
+        self._packages = EnergyCounters(around, PACKAGE)
+        self._cores = EnergyCounters(around, "cores, RAPL")
 
     def read(self, now_s: float) -> tuple[Reading, Reading]:
         """Watts of all packages, and of all cores alone."""
-        # intel-rapl-mmio:0 is the same package once more
-        zones = sorted(self._around.path(FOLDER).glob("intel-rapl:*"))
-        names = [(zone, read_text(zone / "name").strip()) for zone in zones]
-        packages = [zone for zone, name in names if name.startswith("package")]
-        cores = [zone for zone, name in names if name == "core"]
-        return (
-            self._watts(packages, "package, RAPL", now_s),
-            self._watts(cores, "cores, RAPL", now_s),
-        )
-
-    def _watts(self, zones: list[Path], source: str, now_s: float) -> Reading:
-        if not zones:
-            return absent(ABSENT)
-        total: float | None = 0.0
-        fault: Reading | None = None
-        for zone in zones:
-            energy_j = read_number(self._around, zone / "energy_uj", source, 1e-6)
-            limit_j = read_number(self._around, zone / "max_energy_range_uj", source, 1e-6)
-            watts = self._rates.per_second(zone.name, energy_j.value, now_s, limit_j.value)
-            if energy_j.value is None:
-                fault = fault or _with_remedy(energy_j)
-            total = None if watts is None or total is None else total + watts
-        if fault is not None:
-            return fault
-        if total is None:
-            return absent(f"{source}: two readings of its counter are needed")
-        if not 0 < total < MOST_W:
-            return absent(f"{source}: its counter {'began anew' if total else 'stands still'}")
-        return Reading(total, source)
+        packages, cores = domains(self._around)  # anew: a module may have been loaded meanwhile
+        return self._packages.watts(packages, now_s), self._cores.watts(cores, now_s)
 
 
 def _with_remedy(reading: Reading) -> Reading:

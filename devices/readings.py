@@ -107,17 +107,11 @@ class Rates:
     def __init__(self) -> None:
         self._before: dict[str, tuple[float, float]] = {}
 
-    def per_second(
-        self, name: str, count: float | None, now_s: float, wraps_at: float | None = None
-    ) -> float | None:
+    def per_second(self, name: str, count: float, now_s: float) -> float | None:
         """Growth since the reading before; None for the first one, and too soon after it.
 
-        None, too, where the counter has begun anew; one with `wraps_at` goes on from 0 there. A
-        counter without a value (None) is forgotten.
+        None, too, where the counter has begun anew.
         """
-        if count is None:
-            self._before.pop(name, None)
-            return None
         before_s, before = self._before.get(name, (now_s, count))
         if name in self._before and now_s - before_s < LEAST_S:
             return None
@@ -125,6 +119,4 @@ class Rates:
         if now_s <= before_s:
             return None
         grown = count - before
-        if grown < 0 and wraps_at is not None:
-            grown += wraps_at
         return grown / (now_s - before_s) if grown >= 0 else None

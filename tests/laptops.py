@@ -77,6 +77,14 @@ def rapl(root: Path, package_uj: int = 0, core_uj: int | None = 0) -> None:
             )
 
 
+def second_package(root: Path, package_uj: int, range_uj: int | None = 65_532_610_987) -> None:
+    """The other socket of a server; without a range its counter does not say where it wraps."""
+    zone = RAPL.replace("rapl:0", "rapl:1")
+    write(root, {f"{zone}/name": "package-1", f"{zone}/energy_uj": package_uj})
+    if range_uj is not None:
+        write(root, {f"{zone}/max_energy_range_uj": range_uj})
+
+
 def radeon(root: Path, hwmon: int, power: str = "power1_average", is_apu: bool = True) -> None:
     """An amdgpu; the folder of its hwmon lies below its device."""
     add_gpu(root)

@@ -26,6 +26,7 @@ from aieflow.devices.amdxdna import Ioctl
 from aieflow.devices.drm_usage import DrmUsage
 from aieflow.devices.npu_sensors import NpuSensors
 from aieflow.devices.power_supply import power_supply
+from aieflow.devices.rapl import PACKAGE, EnergyCounters, domains
 from aieflow.devices.readings import Rates, Reading, read_number, why_unreadable
 from aieflow.devices.sensors import Sensors, Snapshot
 
@@ -221,6 +222,37 @@ def test_counters_that_wrap_and_counters_that_begin_anew(tmp_path: Path) -> None
     assert found.devices["cpu"].power_w == Reading(None, "cores, RAPL: its counter stands still")
 
 
+def test_joules_from_one_reading_to_the_next(tmp_path: Path) -> None:
+    """Counters in J: package-0 wraps at 65,532.610987, package-1 stands still at first."""
+    laptops.rapl(tmp_path, 65_532_000_000)
+    laptops.second_package(tmp_path, 7_000_000, None)
+    counters = EnergyCounters(around(tmp_path), PACKAGE)
+    packages, cores = domains(around(tmp_path))
+    assert [len(packages), len(cores)] == [2, 1]
+
+    def joules(now_s: float) -> Reading:
+        return counters.joules(packages, now_s)
+
+    assert joules(1.0) == Reading(None, "package, RAPL: two readings of its counter are needed")
+    laptops.rapl(tmp_path, 65_532_500_000)
+    assert_reads(joules(1.001), 0.5, PACKAGE)  # a millisecond is enough for joules
+    laptops.rapl(tmp_path, 889_013)
+    laptops.second_package(tmp_path, 9_000_000, None)
+    assert_reads(joules(2.0), 0.110987 + 0.889013 + 2.0, PACKAGE)
+    assert joules(3.0) == Reading(None, "package, RAPL: its counter stands still")
+    laptops.rapl(tmp_path, 90_000_000)
+    laptops.second_package(tmp_path, 8_999_999, None)  # back, and no range: it did not wrap
+    assert joules(4.0) == Reading(None, "package, RAPL: its counter began anew")
+    (tmp_path / RAPL / "energy_uj").unlink()
+    assert joules(5.0) == Reading(None, "/sys/class/powercap/intel-rapl:0/energy_uj: not there")
+    laptops.rapl(tmp_path, 95_000_000)
+    assert "two readings" in joules(6.0).source
+    laptops.rapl(tmp_path, 96_000_000)
+    laptops.second_package(tmp_path, 9_999_999, None)
+    assert_reads(joules(7.0), 2.0, PACKAGE)
+    assert "two readings" in joules(7.0).source  # no time has passed
+
+
 def test_nothing_is_asked_of_devices_that_a_run_does_not_use(tmp_path: Path) -> None:
     laptops.strix(tmp_path)
     asked: list[int] = []
@@ -364,10 +396,7 @@ def test_rates_of_counters() -> None:
     assert rates.per_second("b", 0, 1.0) is None
     assert rates.per_second("a", 12, 0.05) is None  # too soon, and not forgotten:
     assert rates.per_second("a", 20, 2.0) == 5.0
-    assert rates.per_second("a", 10, 3.0) is None
-    assert rates.per_second("a", 5, 4.0, wraps_at=15) == 10.0
-    assert rates.per_second("a", None, 5.0) is None
-    assert rates.per_second("a", 9, 6.0) is None
+    assert rates.per_second("a", 9, 3.0) is None  # began anew
     assert rates.per_second("a", 9, 7.0) == 0.0
     assert rates.per_second("b", 8, 5.0) == 2.0
 
