@@ -43,16 +43,11 @@ class EnergyCounters:
         """
         if not zones:
             return absent(ABSENT)
-        found = {
-            zone: read_number(self._around, zone / "energy_uj", self._source, 1e-6)
-            for zone in zones
-        }
         before, before_s = self._before, self._before_s
-        self._before = {zone: each.value for zone, each in found.items() if each.value is not None}
+        self._before, fault = self._read(zones)
         self._before_s = now_s
-        fault = next((each for each in found.values() if each.value is None), None)
         if fault is not None:
-            return _with_remedy(fault)
+            return fault
         if before_s is None or now_s <= before_s or any(zone not in before for zone in zones):
             return self._unready
         grown = [self._since(zone, before[zone], now_j) for zone, now_j in self._before.items()]
@@ -69,6 +64,20 @@ class EnergyCounters:
             return self._unready
         joules = self.joules(zones, now_s)
         return joules if joules.value is None else Reading(joules.value / seconds, joules.source)
+
+    def fault(self, zones: list[Path]) -> Reading | None:
+        """Why the counters cannot be read now; None where they can."""
+        return self._read(zones)[1] if zones else absent(ABSENT)
+
+    def _read(self, zones: list[Path]) -> tuple[dict[Path, float], Reading | None]:
+        """Joules of the counters that can be read; why the first of the others cannot."""
+        found = {
+            zone: read_number(self._around, zone / "energy_uj", self._source, 1e-6)
+            for zone in zones
+        }
+        known = {zone: each.value for zone, each in found.items() if each.value is not None}
+        fault = next((each for each in found.values() if each.value is None), None)
+        return known, None if fault is None else _with_remedy(fault)
 
     @property
     def _unready(self) -> Reading:

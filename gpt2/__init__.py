@@ -5,5 +5,6 @@
 - a run: `run_config` all settings, `defaults` those nobody chose, `run_folder`, `metrics`
 - weights on disk: `checkpoint` (a run's), `pretrained` (Hugging Face's), `safetensors_file`,
   `durable` writes that survive a kill, `hub` fetches published weights
-- `trainer` a model in training on a device, `train` the loop, `generate` text from a model
+- `trainer` a model in training on a device, `train` the loop, `generate` text from a model;
+  `energy` of a training step, where a meter is handed in
 """

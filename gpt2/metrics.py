@@ -2,7 +2,8 @@
 
 Every line carries `training_step`, the number of training steps completed. A line of a training
 step adds `loss`, `lr`, `grad_norm`, `seconds` and `tokens_per_s` (and `emulated`, with the names of
-devices that are, whose times are no hardware's); a line of an evaluation adds
+devices that are, whose times are no hardware's; where a meter was read `joules`, or null, and
+`joules_source`: by which meter, or why there are none); a line of an evaluation adds
 `validation_loss`; a line with `excluded_device` and `reason` says which device a run went on
 without, from that training step on; a line with `replan` (swapped, kept or reverted), `reason`,
 `from`, `to` (nodes of each device) and simulated seconds of both plans says what came of a drift

@@ -19,6 +19,7 @@ from aieflow.gpt2.checkpoint import (
 )
 from aieflow.gpt2.data import TokenData
 from aieflow.gpt2.durable import replace_file
+from aieflow.gpt2.energy import Meter
 from aieflow.gpt2.metrics import MetricsLog, open_metrics
 from aieflow.gpt2.pretrained import load_parameters
 from aieflow.gpt2.run_config import RunConfig
@@ -102,6 +103,7 @@ class _Loop:
     end_of_text: int | None
     watcher: Watcher
     metrics: MetricsLog
+    meter: Meter | None
     saved: int | None = None  # the training step of the newest checkpoint made here
     evaluated: int | None = None
     told: int = 0  # exclusions
@@ -182,7 +184,7 @@ class _Loop:
     def step(self, sampler: Sampler, traced: bool) -> StepRecord:
         config = self.run.config
         emulated = self.trainer.machine.emulated  # before: one that fails has spent time, too
-        record = self.trainer.step(self.state.training_step, sampler, traced)
+        record = self.trainer.step(self.state.training_step, sampler, traced, self.meter)
         self.tell_exclusions()
         self.tell_replans()
         tokens = config.batch_size * config.grad_accumulation * config.seq_len
@@ -199,6 +201,8 @@ class _Loop:
             "seconds": record.seconds,
             "tokens_per_s": record.tokens_per_s,
         }
+        if record.energy is not None:
+            line |= {"joules": record.energy.joules, "joules_source": record.energy.source}
         if emulated:  # then seconds are the emulation's
             line["emulated"] = ", ".join(emulated)
         self.metrics.append(line)
@@ -217,10 +221,12 @@ def train(
     end_of_text: int | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     traced: Callable[[], bool] = lambda: False,
+    meter: Meter | None = None,
 ) -> Outcome:
     """Train from `state` to the end of the run, or until `should_stop` after a training step.
 
-    Before each training step `traced` says whether its spans are to be recorded. Ends with an
+    Before each training step `traced` says whether its spans are to be recorded; with a `meter` the
+    metrics tell the joules of each training step alone. Ends with an
     evaluation and a checkpoint; when stopped early, with a checkpoint. Raises
     TrainingError that names the last checkpoint when a loss, the gradients' norm or a parameter to
     be saved is not finite, InputError when a disk is full: what was saved before stays whole. When
@@ -234,7 +240,7 @@ def train(
     with open_metrics(run, state.training_step) as metrics:
         saved = state.training_step if run.latest is not None else None
         loop = _Loop(
-            run, trainer, data, state, write_tokenizer, end_of_text, watcher, metrics, saved
+            run, trainer, data, state, write_tokenizer, end_of_text, watcher, metrics, meter, saved
         )
         if state.training_step and state.validation_loss is None:
             if _is_due(config, state.training_step):

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from aieflow.gpt2.checkpoint import Moments
+from aieflow.gpt2.energy import Energy, Meter
 from aieflow.gpt2.lower import Optimizer, evaluation, training_step
 from aieflow.gpt2.params import initial_parameters, parameter_specs
 from aieflow.gpt2.run_config import RunConfig, learning_rate
@@ -45,6 +46,7 @@ class StepRecord:
     seconds: float
     tokens_per_s: float
     trace: Trace | None = None
+    energy: Energy | None = None  # of the same time as `seconds`; None: without a meter
 
 
 def training_graph(config: RunConfig) -> Graph:
@@ -257,8 +259,10 @@ class Trainer:
             array[...] = 0
         self.states.touch()
 
-    def step(self, index: int, sampler: Sampler, traced: bool = False) -> StepRecord:
-        """Do training step `index`, counted from 0.
+    def step(
+        self, index: int, sampler: Sampler, traced: bool = False, meter: Meter | None = None
+    ) -> StepRecord:
+        """Do training step `index`, counted from 0; a meter measures it from begin to end.
 
         Raises TrainingError when the loss or the gradients' norm is not finite, or with
         `check_finite` at the first node that gives such a value.
@@ -270,6 +274,8 @@ class Trainer:
         wanted = traced or (watch is not None and watch.wants_trace)
         if not self._opened:
             self._insist(lambda: None)  # so that what opening plans takes is in no record
+        if meter is not None:
+            meter.begin()
         begin = time.perf_counter()
         for number, (tokens, targets) in enumerate(self._batches):
             sampler.fill(index, number, tokens, targets)
@@ -282,6 +288,7 @@ class Trainer:
         loss = float(self._executor.array("loss")[0])
         grad_norm = float(self._executor.array("grad_norm")[0])
         seconds = time.perf_counter() - begin
+        energy = None if meter is None else meter.end()
         if watch is not None and watch is self._replanner:
             watch.note(seconds, trace, is_usual=wanted == traced)
         for name, value in (("loss", loss), ("gradients' norm", grad_norm)):
@@ -298,6 +305,7 @@ class Trainer:
             seconds,
             config.batch_size * config.grad_accumulation * config.seq_len / seconds,
             trace if traced else None,
+            energy,
         )
 
     def evaluate(self, batches: Iterable[tuple[Array, Array]]) -> float:

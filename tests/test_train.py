@@ -16,6 +16,7 @@ from aieflow.devices.cpu import CpuDevice
 from aieflow.gpt2.checkpoint import TrainingState, load_training_state
 from aieflow.gpt2.config import ModelConfig
 from aieflow.gpt2.data import TokenData
+from aieflow.gpt2.energy import Energy, Meter
 from aieflow.gpt2.run_config import RunConfig, learning_rate
 from aieflow.gpt2.run_folder import RunFolder, create_run
 from aieflow.gpt2.safetensors_file import write_tensors
@@ -65,6 +66,22 @@ class _Recorder:
         self.events.append(f"{replanned.replan.outcome} {replanned.training_step}")
 
 
+class _Meter:
+    """Writes down when it is read; 1.5 J for each training step, unknown for the third."""
+
+    def __init__(self, events: list[str]) -> None:
+        self.events = events
+        self.begun = 0
+
+    def begin(self) -> None:
+        self.begun += 1
+        self.events.append("begin")
+
+    def end(self) -> Energy:
+        self.events.append("end")
+        return Energy(None, "it slept") if self.begun == 3 else Energy(1.5, "a made-up meter")
+
+
 class _Session:
     """One process's worth of a run: opened, restored, trained."""
 
@@ -74,6 +91,7 @@ class _Session:
         self.parameters: dict[str, Array] = {}
         self.stop_after = -1
         self.spoil: Callable[[Trainer, int], None] = lambda trainer, step: None
+        self.meter: Meter | None = None
 
     def train(self) -> Outcome:
         with (
@@ -90,6 +108,7 @@ class _Session:
                 state,
                 self.recorder,
                 should_stop=lambda: f"step {self.stop_after}" in self.recorder.events,
+                meter=self.meter,
             )
             self.parameters = {name: array.copy() for name, array in trainer.parameters.items()}
         return outcome
@@ -137,6 +156,33 @@ def test_without_validation_data_nothing_is_evaluated(tmp_path: Path) -> None:
     session = _Session(_run(tmp_path, replace(CONFIG, steps=2)), data)
     assert session.train().state.validation_loss is None
     assert session.recorder.events == ["step 1", "step 2", "step-2"]
+
+
+def test_a_meter_measures_training_steps_alone(tmp_path: Path) -> None:
+    session = _Session(_run(tmp_path, replace(CONFIG, steps=4)))
+    session.meter = _Meter(session.recorder.events)
+    session.train()
+    assert session.recorder.events == [
+        *("begin", "end", "step 1", "begin", "end", "step 2", "evaluation 2"),
+        *("begin", "end", "step 3", "step-3", "begin", "end", "step 4", "evaluation 4", "step-4"),
+    ]
+    lines = [line for line in _lines(session.run) if "loss" in line]
+    assert [line["joules"] for line in lines] == [1.5, 1.5, None, 1.5]
+    assert [line["joules_source"] for line in lines] == [
+        *("a made-up meter", "a made-up meter", "it slept", "a made-up meter")
+    ]
+    others = [line for line in _lines(session.run) if "loss" not in line]
+    assert len(others) == 2
+    assert not any("joules" in line for line in others)
+
+
+def test_without_a_meter_metrics_have_no_joules(tmp_path: Path) -> None:
+    session = _Session(_run(tmp_path, replace(CONFIG, steps=1)))
+    session.train()
+    assert [sorted(line) for line in _lines(session.run)] == [
+        ["grad_norm", "loss", "lr", "seconds", "tokens_per_s", "training_step"],
+        ["training_step", "validation_loss"],
+    ]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

@@ -26,7 +26,7 @@ from aieflow.tools.console import ERR, OUT
 COMMAND = (sys.executable, "-c", "from aieflow.tools.cli import main; main()")
 LIMIT_S = 600.0  # for one process
 POLL_S = 0.001
-CLOCKS = ("seconds", "tokens_per_s")  # in the metrics; differ from run to run
+CLOCKS = ("seconds", "tokens_per_s", "joules", "joules_source")  # differ from run to run
 TENSORS = ("model.safetensors", "optimizer.safetensors")
 
 
