@@ -122,7 +122,7 @@ def test_the_page_of_a_run(aieflow: Command, run: Path) -> None:
     assert asked <= ids | {"model"}, asked - ids
     assert "a <b> run" in read.texts["h1#"]  # escaped in the file
     assert "devices cpu, policy cpu" in "".join(read.texts.values())
-    assert "n/a: training reads no meter" in "".join(read.texts.values())
+    assert "n/a: no meter was read. `aieflow train --energy`" in "".join(read.texts.values())
     assert "6 of 6" in "".join(read.texts.values())
 
 
@@ -140,7 +140,7 @@ def test_joules_are_named_by_their_meter(aieflow: Command, run: Path) -> None:
     assert "Joules a training step: package <RAPL>" in texts
     assert "median joules a training step" in texts
     assert "8.75" in read.texts["b#"]  # of 2.5 to 15
-    assert "reads no meter" not in texts
+    assert "no meter was read" not in texts
     assert read.references == []
 
 

@@ -12,7 +12,8 @@
   `npu_compile`, `npu_check`
 - what `profile` is made of: `profile_run`, `profile_subject`, `profile_report`, `profile_tables`;
   `live` shows a run: `live_feed` in the run's process, `live_link` and `live_view` in the watcher's
-- what sensors say beside a run: `sensor_log` reads them, `sensor_text` puts them into words
+- what sensors say beside a run: `sensor_log` reads them, `sensor_text` puts them into words;
+  `energy_meter` measures each training step of `train --energy`
 - `trace_files` the kinds of trace files, `profile_diff` compares two; `report` one HTML file on a
   run: `report_content` its data, `report_page` the page, with `report.css` and `report.js`
 - what `bench` measures: `bench_train`, `bench_memory`, `bench_scaling`, `bench_gemm`, `bench_ops`,

@@ -17,6 +17,7 @@ from aieflow.runtime.what_if import Gain, WhatIf
 from aieflow.tools.profile_run import Profiled
 from aieflow.tools.profile_subject import Subject
 from aieflow.tools.sensor_log import Sensed
+from aieflow.tools.sensor_text import no_hardware
 
 LEAST = 0.02  # of the wall: less is not worth a sentence
 SENTENCES = 4
@@ -69,7 +70,7 @@ class Figures:
         reason where no meter of the package can be read, and where a device is emulated.
         """
         if self.subject.emulated:
-            return absent(f"{', '.join(self.subject.emulated)} emulated: joules are no hardware's")
+            return absent(no_hardware(self.subject.emulated))
         watts = self.sensed.package_w
         return watts if watts.value is None else Reading(watts.value * self.seconds, watts.source)
 

@@ -15,7 +15,7 @@ from aieflow.tools.forecast import print_table
 from aieflow.tools.profile_report import Figures, diagnosis, gain_words, work_report
 from aieflow.tools.profile_run import Overhead
 from aieflow.tools.sensor_log import EVERY_S, Sensed
-from aieflow.tools.sensor_text import in_words, sources
+from aieflow.tools.sensor_text import WITH_OTHERS, in_words, sources
 
 MOST_ROWS = 24  # of the table by op
 SHOWN = 5  # parts of the critical path, gains
@@ -56,7 +56,7 @@ def print_figures(figures: Figures) -> None:
         "moved": f"{figures.moved_nbytes / 1e6:,.3f} MB by transfers in each training step",
         "joules": f"n/a: {joules.source}"
         if joules.value is None
-        else f"{joules.value:.4g} in each training step: {joules.source}, with all other programs",
+        else f"{joules.value:.4g} in each training step: {joules.source}, {WITH_OTHERS}",
     }
     for name, line in lines.items():
         _line(name, line)

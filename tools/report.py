@@ -44,8 +44,9 @@ NO_TRACE = (
     "`aieflow report RUN --trace FILE`."
 )
 NO_ENERGY = (
-    "n/a: training reads no meter, so that it costs nothing. `aieflow profile` tells the joules of "
-    "a training step, and by which meter, where the computer has one that its user may read."
+    "n/a: no meter was read. `aieflow train --energy` measures the joules of each training step, "
+    "where the processor has a counter that its user may read; `aieflow profile` those of the "
+    "median training step, where it has any meter of the package."
 )
 NO_MODEL = (
     "n/a: the trace holds no predictions, for this computer was not calibrated when it was "

@@ -121,16 +121,28 @@ def charts(metrics: Metrics) -> list[dict[str, object]]:
     losses = [training, *([validation] if metrics.evaluations else [])]
     found: list[dict[str, object]] = [{"id": "loss", "x": "training step", "series": losses}]
     for place, key in (("speed", "tokens_per_s"), ("energy", "joules")):
-        if any(key in line for line in metrics.steps):
+        if middle(metrics.steps, key) is not None:
             only = [series(key, metrics.steps, key, "norm")]
             found.append({"id": place, "x": "training step", "zero": True, "series": only})
     return found
 
 
 def joules_sources(metrics: Metrics) -> str:
-    """What the joules of training steps are of, and by which meter; nothing where none has any."""
-    told = [str(line.get("joules_source", UNTOLD)) for line in metrics.steps if "joules" in line]
-    return ", ".join(dict.fromkeys(told))
+    """What the joules of training steps are of, and by which meter; nothing where none was read.
+
+    Also how many training steps have none though a meter was read, and why.
+    """
+    asked = [line for line in metrics.steps if "joules" in line]
+    found: dict[bool, list[str]] = {True: [], False: []}  # by whether they have joules
+    for line in asked:
+        found[isinstance(line["joules"], int | float)].append(
+            str(line.get("joules_source", UNTOLD))
+        )
+    told = ", ".join(dict.fromkeys(found[True]))
+    if found[False]:
+        told += f"; {len(found[False])} of {len(asked)} training steps " if told else ""
+        told += f"n/a: {', '.join(dict.fromkeys(found[False]))}"
+    return told
 
 
 def family(op: str) -> str:

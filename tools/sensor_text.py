@@ -1,6 +1,6 @@
 """Readings of sensors in words: short ones for a row, and reasons for those that are absent."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from aieflow.devices.readings import DeviceReadings, Reading
 from aieflow.tools.sensor_log import Sensed
@@ -14,6 +14,7 @@ UNITS: Mapping[str, str] = {
 SCALES: Mapping[str, float] = {"utilization": 100.0, "clock_hz": 1e-9}
 DECIMALS: Mapping[str, int] = {"power_w": 1, "clock_hz": 2}
 WIDTHS: Mapping[str, int] = {"utilization": 5, "power_w": 7, "temperature_c": 6, "clock_hz": 8}
+WITH_OTHERS = "with all other programs"  # what a meter of the package measures
 COLUMNS = sum(WIDTHS.values()) + len(WIDTHS)  # of `in_columns`
 
 
@@ -44,6 +45,11 @@ def in_words(readings: DeviceReadings) -> str:
 def joules_text(joules: Reading) -> str:
     """`4.21 (package, RAPL)` or `n/a`."""
     return "n/a" if joules.value is None else f"{joules.value:.3g} ({joules.source})"
+
+
+def no_hardware(emulated: Sequence[str]) -> str:
+    """Why there are no joules of training steps with emulated devices."""
+    return f"{', '.join(emulated)} emulated: joules are no hardware's"
 
 
 def sources(sensed: Sensed) -> list[str]:

@@ -13,6 +13,7 @@ from aieflow.devices.base import Device
 from aieflow.devices.cpu import CpuDevice, measure_gemm_rate
 from aieflow.gpt2.config import ModelConfig
 from aieflow.gpt2.data import TokenData
+from aieflow.gpt2.energy import Energy
 from aieflow.gpt2.generate import Generator, Sampling
 from aieflow.gpt2.run_folder import RunFolder
 from aieflow.gpt2.tokenizer import Tokenizer
@@ -23,6 +24,7 @@ from aieflow.runtime.machine import Machine
 from aieflow.runtime.plan import Plan
 from aieflow.runtime.schedule import device_of
 from aieflow.tools.console import ERR, OUT
+from aieflow.tools.energy_meter import energy_text
 
 PROMPT = "This is the"
 SAMPLE_TOKENS = 150
@@ -106,8 +108,12 @@ def print_summary(
     records: Sequence[tuple[float, float]],
     seconds: float,
     has_tokenizer: bool,
+    energies: Sequence[Energy] = (),
 ) -> None:
-    """Print losses, throughput, the run's folder, and how to generate where that is possible."""
+    """Print losses, throughput, the run's folder, and how to generate where that is possible.
+
+    Energy, too, where training steps were measured.
+    """
     state = outcome.state
     if records:
         losses = [loss for loss, _ in records[-LAST:]]
@@ -123,6 +129,8 @@ def print_summary(
         )
     if records:
         _print_throughput(run, trainer, [each for _, each in records])
+    if energies:
+        OUT.print(f"energy      {escape(energy_text(energies))}")
     OUT.print(f"run         {escape(str(run.path))}")
     if outcome.is_complete and has_tokenizer:
         folder = escape(shlex.quote(str(run.path)))

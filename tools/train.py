@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal
@@ -14,7 +14,9 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
+from aieflow.devices.registry import here
 from aieflow.gpt2.data import TokenData, load_tokens
+from aieflow.gpt2.energy import Energy
 from aieflow.gpt2.run_folder import (
     RunFolder,
     create_run,
@@ -33,6 +35,7 @@ from aieflow.runtime.step_cost import MachineStepCost, StepCost
 from aieflow.runtime.timeline import Recorded
 from aieflow.tools.computer_profile import measured_cost
 from aieflow.tools.console import ERR, OUT
+from aieflow.tools.energy_meter import EnergyMeter
 from aieflow.tools.live_feed import LiveFeed, Together
 from aieflow.tools.machine_options import (
     AllowFp16,
@@ -151,6 +154,15 @@ def train(
     objective: ObjectiveName = None,
     power_cap_w: PowerCap = None,
     replan: Replan = None,
+    energy: Annotated[
+        bool,
+        typer.Option(
+            "--energy",
+            help="Measure the joules of each training step by the package's counter (RAPL), which "
+            "is read before and after it, and may be root's alone; coarse below some ms. Not kept "
+            "in the run: give it again with --resume.",
+        ),
+    ] = False,
     sample: Annotated[bool, typer.Option(help="End with a text by the model.")] = True,
 ) -> None:
     """Train GPT-2: from scratch, from pretrained weights, or on with a run.
@@ -195,15 +207,23 @@ def train(
         require_trace_file(trace)
     if resume is not None and out is not None:
         raise InputError(f"--out {out} and --resume {resume}: a run stays in its folder")
+    extras = _Extras(trace, energy, sample)
     if resume is None:
-        _begin(out, asked, machine_settings, trace, sample)
+        _begin(out, asked, machine_settings, extras)
     else:
-        _go_on(resume, asked, machine_settings, trace, sample)
+        _go_on(resume, asked, machine_settings, extras)
 
 
-def _begin(
-    out: Path | None, asked: Asked, given: Settings, trace: Path | None, sample: bool
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Extras:
+    """What is wanted beside training, this time: no settings of the run."""
+
+    trace: Path | None
+    energy: bool
+    sample: bool
+
+
+def _begin(out: Path | None, asked: Asked, given: Settings, extras: _Extras) -> None:
     path = next_default(RUNS) if out is None else out
     require_free(path)
     config = new_config(asked)
@@ -215,10 +235,10 @@ def _begin(
         # process may have taken the default name since.
         run = create_run(next_default(RUNS) if out is None else out, config)
         with lock_run(run.path):
-            opened.train(run, trace, sample)
+            opened.train(run, extras)
 
 
-def _go_on(resume: Path, asked: Asked, given: Settings, trace: Path | None, sample: bool) -> None:
+def _go_on(resume: Path, asked: Asked, given: Settings, extras: _Extras) -> None:
     run = open_run(resume)
     require_agreement(run, asked)
     free = {name: asked.settings[name] for name in FREE if name in asked.settings}
@@ -229,7 +249,7 @@ def _go_on(resume: Path, asked: Asked, given: Settings, trace: Path | None, samp
             opened_machine(machine_of(run.config), given) as machine,
             closing(_Opened(run, machine)) as opened,
         ):
-            opened.train(run, trace, sample)
+            opened.train(run, extras)
 
 
 class _Opened:
@@ -258,13 +278,18 @@ class _Opened:
         print_notes(machine)
         self.state = restore(run, self.trainer, self.data, init)
 
-    def train(self, run: RunFolder, trace: Path | None, sample: bool) -> None:
+    def train(self, run: RunFolder, extras: _Extras) -> None:
         """Do the run, or what is left of it, and print what came of it."""
+        trace = extras.trace
         trainer, tokenizer, state = self.trainer, self.tokenizer, self.state
         ERR.print(f"run         {escape(str(run.path))}")
         if state.training_step:
             ERR.print(f"going on after training step {state.training_step}")
-        progress = _TracedProgress(run.config.steps, state.training_step)
+        meter: EnergyMeter | None = None
+        if extras.energy:
+            meter = EnergyMeter(here(), trainer.emulated)
+            ERR.print(f"energy      {escape(meter.outlook())}")
+        progress = _KeptProgress(run.config.steps, state.training_step)
         begin = time.perf_counter()
         feed = LiveFeed(run.path, trainer, run.config.steps)
         with progress, feed, _asked_to_stop() as stop:
@@ -280,11 +305,15 @@ class _Opened:
                 end_of_text=tokenizer.end_of_text if tokenizer else None,
                 should_stop=stop.is_set,
                 traced=lambda: trace is not None or feed.wants_trace(),
+                meter=meter,
             )
         seconds = time.perf_counter() - begin
-        if outcome.is_complete and sample and tokenizer is not None:
+        if outcome.is_complete and extras.sample and tokenizer is not None:
             print_sample(run.config.model, trainer.parameters, tokenizer, run.config.lanes)
-        print_summary(run, trainer, outcome, progress.records, seconds, tokenizer is not None)
+        print_summary(
+            *(run, trainer, outcome, progress.records, seconds, tokenizer is not None),
+            energies=progress.energies,
+        )
         if trace is not None:
             _write_trace(progress.recorded, trace, run, trainer.machine)
         if not outcome.is_complete:
@@ -297,15 +326,18 @@ class _Opened:
         self.trainer.close()
 
 
-class _TracedProgress(TrainingProgress):
-    """Also keeps the traces of the last training steps."""
+class _KeptProgress(TrainingProgress):
+    """Also keeps the traces of the last training steps, and the energy of all."""
 
     def __init__(self, steps: int, done: int) -> None:
         super().__init__(ERR, steps, done)
         self.recorded: deque[Recorded] = deque(maxlen=TRACED)
+        self.energies: list[Energy] = []  # of those that were measured
 
     def on_training_step(self, record: StepRecord) -> None:
-        """Keep the trace, then draw."""
+        """Keep trace and energy, then draw."""
+        if record.energy is not None:
+            self.energies.append(record.energy)
         if record.trace is not None:
             start_s = time.perf_counter() - record.trace.seconds
             self.recorded.append(Recorded(record.training_step, start_s, record.trace))
