@@ -1,18 +1,22 @@
 """The picture of a run: sums, sizes, and what it says where something is not known."""
 
 import random
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 from test_lane_states import jittered
 
+from aieflow.devices.readings import DeviceReadings, absent
 from aieflow.ops.npu.kernels import CONVERSIONS
 from aieflow.runtime.lane_states import STATES, Piece, lane_pieces, shares, state_ns
 from aieflow.runtime.outline import Recording, outline, recording
-from aieflow.tools.live import _after
+from aieflow.tools.live import PAGE_KEYS, _after, keys_in
+from aieflow.tools.live_help import EXPLAINED, KEYS, SIGNS, help_pages
 from aieflow.tools.live_link import Watched
 from aieflow.tools.live_view import (
-    SIGNS,
     WIDE,
     Look,
     Process,
@@ -24,7 +28,8 @@ from aieflow.tools.live_view import (
 )
 from aieflow.tools.profile_report import figures_report
 from aieflow.tools.profile_subject import DeviceLine, Foretold, Subject, subject_message
-from aieflow.tools.sensor_text import COLUMNS
+from aieflow.tools.sensor_log import Sensed
+from aieflow.tools.sensor_text import COLUMNS, sources
 
 SIZES = [(80, 24), (120, 40), (200, 60), (40, 10), (20, 5), (1, 1)]
 PLAIN = Look()
@@ -237,6 +242,85 @@ def test_keys_change_the_look() -> None:
         look = _after("s", look)
         sorts.append(look.sort)
     assert sorts == ["plan", "busiest", "waiting", "plan"]
+
+
+FILE = "/sys/class/powercap/intel-rapl:0/energy_uj"
+REASONS = Sensed(
+    {
+        device: DeviceReadings(
+            absent(f"{device}: {FILE}: permission denied: let its group read it, then log in anew"),
+            absent(f"{device}: no hwmon of k10temp, coretemp or zenpower is here: load the module"),
+            absent(f"{device}: no cpufreq: a virtual machine has none"),
+            absent(f"{device}: its driver (amdxdna) tells it from Linux 6.14 on: this is 6.8"),
+        )
+        for device in ("cpu", "igpu", "npu")
+    }
+)
+
+
+def letters(lines: Iterable[str]) -> str:
+    """All but blanks: a line may end anywhere."""
+    return "".join("".join(lines).split())
+
+
+def turned(seen: Watched, look: Look, key: str, width: int, height: int) -> Look:
+    return _after(key, look, lambda: len(help_pages(seen, REASONS, width, height)))
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 60), (40, 10), (40, 4)])
+def test_every_line_of_the_help_can_be_reached(width: int, height: int) -> None:
+    """Page by page on the screen; what belongs together is whole on one of them."""
+    seen = watched(is_foretold=False)
+    assert seen.subject is not None
+    process = Process(sensed=REASONS)
+    look, screens = _after("h", Look()), list[list[Text]]()
+    while not screens or look.help_page:
+        screens.append(picture(seen, process, look, width, height))
+        look = turned(seen, look, " ", width, height)
+    for number, screen in enumerate(screens, 1):
+        assert 1 < len(screen) <= height
+        assert max(line.cell_len for line in screen) <= width
+        title = screen[0].plain
+        of = f"page {number} of {len(screens)} (space: the next)" if len(screens) > 1 else "live"
+        assert title == f"aieflow live  {of}"[: len(title)]
+    assert (len(screens) > 1) == (height < 30)  # at 120 columns it has 27 lines and more
+    told = [*KEYS, *EXPLAINED.values(), *sources(REASONS), seen.subject.reason]
+    shown = [letters(line.plain for line in screen[1:]) for screen in screens]
+    for part in map(letters, told):
+        assert part in "".join(shown)
+        assert height < 10 or sum(part in each for each in shown) == 1
+
+
+def test_pages_of_the_help_turn_both_ways_and_a_grown_terminal_shows_the_last() -> None:
+    seen, process = watched(), Process(sensed=REASONS)
+    count = len(help_pages(seen, REASONS, 80, 12))
+    assert count > 2
+    first = _after("h", Look())
+    for key, step in PAGE_KEYS.items():
+        assert turned(seen, first, key, 80, 12).help_page == step % count, key
+        assert _after(key, Look(), lambda: 9) == Look()  # without help it does nothing
+    fewer = help_pages(seen, REASONS, 80, 24)
+    assert len(fewer) == 2
+    for page in (2, 3):  # that the terminal had when it was lower
+        look = replace(first, help_page=page)
+        assert picture(seen, process, look, 80, 24) == list(fewer[1])
+        assert turned(seen, look, " ", 80, 24).help_page == 0
+        assert turned(seen, look, "k", 80, 24).help_page == 0
+        (whole,) = help_pages(seen, REASONS, 200, 60)
+        assert picture(seen, process, look, 200, 60) == list(whole)
+        assert _after("h", _after("h", look)) == first  # it begins anew
+
+
+def test_keys_of_several_characters_are_whole() -> None:
+    assert keys_in("h\x1b[B\x1bOA\x1b[6~ q\x1b") == [
+        "h",
+        "\x1b[B",
+        "\x1bOA",
+        "\x1b[6~",
+        " ",
+        "q",
+        "\x1b",
+    ]
 
 
 def test_sorting_puts_the_busiest_first() -> None:

@@ -240,6 +240,10 @@ def test_the_screen_takes_keys_and_sizes_and_a_killed_run(tmp_path: Path) -> Non
             read_until(screen, "most time")
             os.write(screen, b"h")
             read_until(screen, "nothing is left for the lane")
+            resize(screen, 80, 12)
+            read_until(screen, "page 1 of ")
+            os.write(screen, b"\x1b[B")  # the arrow down
+            read_until(screen, "page 2 of ")
             os.write(screen, b"h")
             for columns, rows in ((200, 60), (30, 8), (1, 1), (120, 40)):
                 resize(screen, columns, rows)

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MAX_LINES = 500
-MAX_FILES = 296  # without __init__.py and tests
+MAX_FILES = 297  # without __init__.py and tests
 
 # What a room may import of ours, by dotted prefix.
 LAYERS = {

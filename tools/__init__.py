@@ -11,7 +11,8 @@
 - what `npu` is made of: `npu_doctor`, `npu_log`, `npu_here`, `npu_smoke`, `npu_builds`,
   `npu_compile`, `npu_check`
 - what `profile` is made of: `profile_run`, `profile_subject`, `profile_report`, `profile_tables`;
-  `live` shows a run: `live_feed` in the run's process, `live_link` and `live_view` in the watcher's
+  `live` shows a run: `live_feed` in the run's process, `live_link`, `live_view`, `live_help` in the
+  watcher's
 - what sensors say beside a run: `sensor_log` reads them, `sensor_text` puts them into words;
   `energy_meter` measures each training step of `train --energy`
 - `trace_files` the kinds of trace files, `profile_diff` compares two; `report` one HTML file on a

@@ -8,6 +8,7 @@ what it costs any other, and a picture that is slow to draw delays nothing.
 import ctypes
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -16,9 +17,10 @@ import tempfile
 import termios
 import time
 import tty
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +32,7 @@ from rich.live import Live
 from aieflow.ops.errors import InputError, ProfileError
 from aieflow.tools.console import ERR, OUT
 from aieflow.tools.live_feed import SOCKET
+from aieflow.tools.live_help import help_pages
 from aieflow.tools.live_link import LiveLink, Watched
 from aieflow.tools.live_view import SORTS, Look, Process, one_line, picture
 from aieflow.tools.machine_options import Settings
@@ -39,6 +42,11 @@ from aieflow.tools.profile_tables import print_figures, print_lane_states, print
 from aieflow.tools.sensor_log import LATEST, Sensed, SensorLog, sensor_log
 
 FRAME_S = 0.25
+KEY = re.compile(r"\x1b[\[O][0-9;]*[A-Za-z~]|.", re.DOTALL)
+PAGE_KEYS = {  # of the help: the next page, the one before
+    **dict.fromkeys((" ", "j", "\x1b[B", "\x1bOB", "\x1b[6~"), 1),
+    **dict.fromkeys(("k", "\x1b[A", "\x1bOA", "\x1b[5~"), -1),
+}
 NICENESS = 10  # of who looks: where lanes fill all cores, the training goes before the picture
 PR_SET_PDEATHSIG = 1
 LINE_S = 1.0  # between plain lines
@@ -176,7 +184,7 @@ def _draw(link: LiveLink) -> None:
             for key in keys.pressed():
                 if key in ("q", "\x03"):
                     return
-                changed = _after(key, changed)
+                changed = _after(key, changed, partial(_pages, console, link, now))
             if changed != look:
                 look = changed
                 _refresh(live, console, link, look, now)
@@ -195,15 +203,34 @@ def _wait(link: LiveLink, keys: "_Keys", deadline_s: float) -> None:
         link.poll(min(left, FRAME_S / 5))
 
 
-def _after(key: str, look: Look) -> Look:
-    """What a key makes of the look."""
+def _pages(console: Console, link: LiveLink, now: Process) -> int:
+    """How many pages the help has on the terminal as it is now."""
+    size = console.size
+    return len(help_pages(link.watched, now.sensed, size.width, size.height))
+
+
+def _after(key: str, look: Look, pages: Callable[[], int] = lambda: 1) -> Look:
+    """What a key makes of the look; `pages` says how many the help has now."""
     if key == "p":
         return replace(look, is_paused=not look.is_paused)
     if key == "h":
-        return replace(look, shows_help=not look.shows_help)
+        return replace(look, shows_help=not look.shows_help, help_page=0)
     if key == "s":
         return replace(look, sort=SORTS[(SORTS.index(look.sort) + 1) % len(SORTS)])
+    if look.shows_help and key in PAGE_KEYS:
+        count = pages()
+        shown = min(look.help_page, count - 1)  # the terminal may have grown since
+        return replace(look, help_page=(shown + PAGE_KEYS[key]) % count)
     return look
+
+
+def keys_in(text: str) -> list[str]:
+    r"""Keys in what a terminal sent: those with a name of several characters are whole.
+
+    >>> keys_in("hj\x1b[B")
+    ['h', 'j', '\x1b[B']
+    """
+    return KEY.findall(text)
 
 
 class _Sensing:
@@ -285,11 +312,11 @@ class _Keys:
             return False
         return bool(select.select([self._descriptor], [], [], 0)[0])
 
-    def pressed(self) -> str:
+    def pressed(self) -> list[str]:
         """The keys pressed since the last call."""
         if self._descriptor is None or not self.is_pressed():
-            return ""
-        return os.read(self._descriptor, 64).decode(errors="replace")
+            return []
+        return keys_in(os.read(self._descriptor, 64).decode(errors="replace"))
 
 
 def _wait_for(run: Path, process: "subprocess.Popen[bytes]", log: Path) -> None:

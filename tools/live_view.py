@@ -4,7 +4,6 @@ Shares are drawn in whole cells and whole percents that sum to the whole (larges
 each state has a sign of its own, so that colours may be absent.
 """
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
@@ -16,37 +15,18 @@ from aieflow.runtime.account import LaneAccount
 from aieflow.runtime.lane_states import STATES, Piece, State, lane_pieces, shares
 from aieflow.runtime.outline import Recording
 from aieflow.runtime.schedule import device_of
+from aieflow.tools.live_help import CALLED, SIGNS, help_pages
 from aieflow.tools.live_link import Watched
 from aieflow.tools.profile_report import NOTHING_SENSED, Figures
 from aieflow.tools.sensor_log import Sensed
-from aieflow.tools.sensor_text import COLUMNS, in_columns, in_words, joules_text, sources
+from aieflow.tools.sensor_text import COLUMNS, in_columns, in_words, joules_text
 
-SIGNS: Mapping[State, tuple[str, str]] = {
-    "executing": ("█", "green"),
-    "waiting_for_data": ("▓", "yellow"),
-    "waiting_for_dependencies": ("▒", "magenta"),
-    "overhead": ("░", "red"),
-    "idle": ("·", "bright_black"),
-}
-CALLED: Mapping[State, str] = {
-    "executing": "executing",
-    "waiting_for_data": "waiting for data",
-    "waiting_for_dependencies": "for dependencies",
-    "overhead": "overhead",
-    "idle": "idle",
-}
 NARROWEST = 30  # cells of a node among those that take most time
 SPARKS = "▁▂▃▄▅▆▇█"
 WIDE = 110  # columns from which a lane's row has its device's sensors
 Sort = Literal["plan", "busiest", "waiting"]
 SORTS: tuple[Sort, ...] = ("plan", "busiest", "waiting")
 SORTED: Mapping[Sort, str] = {"plan": "", "busiest": "busiest first", "waiting": "waiting first"}
-KEYS = (
-    "q  leave; a run that was attached to goes on",
-    "p  pause the picture, and go on",
-    "s  sort lanes: as in the plan, the busiest first, those that wait first",
-    "h  this help, and back",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +36,7 @@ class Look:
     sort: Sort = "plan"
     is_paused: bool = False
     shows_help: bool = False
+    help_page: int = 0  # from 0; beyond the last it is the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +51,8 @@ class Process:
 def picture(watched: Watched, process: Process, look: Look, width: int, height: int) -> list[Text]:
     """The lines of a screen: at most `height`, none wider than `width` cells."""
     if look.shows_help:
-        lines = _help(watched, process.sensed, width)
+        pages = help_pages(watched, process.sensed, width, height)
+        lines = list(pages[min(look.help_page, len(pages) - 1)])
     else:
         figures = watched.figures()
         if figures is not None:
@@ -341,45 +323,6 @@ def _nodes(figures: Figures, width: int, height: int) -> list[Text]:
         row = [f"{text:<{wide}}" for text in shown[first : first + columns]]
         lines.append(_plain("".join(row).rstrip()))
     return lines
-
-
-def _help(watched: Watched, sensed: Sensed, width: int) -> list[Text]:
-    lines = [Text("aieflow live", "bold"), Text(), *map(_plain, KEYS), Text()]
-    for state in STATES:
-        sign, colour = SIGNS[state]
-        first, *more = textwrap.wrap(f"{CALLED[state]}: {EXPLAINED[state]}", max(20, width - 2))
-        line = Text(f"{sign} ", colour)
-        line.append(first, "default")
-        lines += [line, *(_plain(f"  {each}") for each in more)]
-    texts = [
-        "q N on a lane: N steps of its program are left in this training step",
-        "busy, W, °C, GHz are the whole device's, on each of its lanes",
-    ]
-    subject, figures = watched.subject, watched.figures()
-    if subject is not None and subject.foretold is None:
-        texts.append(f"n/a: predicted, bound, plan: {subject.reason}")
-    if figures is not None:
-        joules = replace(figures, sensed=sensed).joules
-        texts.append(f"{'n/a: ' if joules.value is None else ''}J/step: {joules.source}")
-    if watched.recording_share is None:
-        texts.append(
-            "what recording takes is told by training steps that are not recorded: none yet"
-        )
-    if subject is not None and not any(".copy" in lane for lane in subject.outline.lanes):
-        texts.append("n/a: overlap: nothing is copied, so nothing is to be hidden")
-    texts += sources(sensed)
-    for text in texts:
-        lines += map(_plain, textwrap.wrap(text, max(20, width), subsequent_indent="     "))
-    return lines
-
-
-EXPLAINED: Mapping[State, str] = {
-    "executing": "a step runs, also one that moves or converts data",
-    "waiting_for_data": "the next step waits for a transfer, a conversion or a saved state",
-    "waiting_for_dependencies": "the next step waits for something that is computed",
-    "overhead": "the next step could begin, and has not",
-    "idle": "nothing is left for the lane in this training step",
-}
 
 
 def _sorted(lanes: Iterable[LaneAccount], sort: Sort) -> list[LaneAccount]:
