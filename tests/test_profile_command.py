@@ -85,6 +85,7 @@ def test_the_whole_profile_as_json(aieflow: Command) -> None:
     assert found["diagnosis"]
     assert found["profiler"]["overhead"]["pairs"] == 4
     assert found["recording_overhead"] == found["profiler"]["overhead"]["median"]
+    assert found["resident_bytes"] > found["planned_bytes"] > 0
     assert found["outliers"] == []  # of four training steps none can be told
 
 
@@ -182,6 +183,7 @@ def test_attached_by_its_folder_and_by_its_process(aieflow: Command, tmp_path: P
             assert result.code == 0, result.err
             found = json.loads(result.out)
             assert found["seconds"] > 0
+            assert found["resident_bytes"] > found["planned_bytes"] > 0  # the training's
             for lane in found["lanes"]:
                 assert sum(lane["states"].values()) == pytest.approx(1, abs=1e-12)
         assert process.poll() is None  # goes on

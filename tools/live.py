@@ -115,6 +115,7 @@ def shown(link: LiveLink, show: Show) -> None:
 def _print_once(link: LiveLink, show: Show) -> None:
     deadline = time.monotonic() + ONCE_S
     watched = link.watched
+    process = _Process()
     with _Sensing() as sensing:
         sensed = sensing.now(watched)
         while link.is_open and not watched.has_ended and time.monotonic() < deadline:
@@ -123,7 +124,7 @@ def _print_once(link: LiveLink, show: Show) -> None:
                 break
             link.poll(FRAME_S)
             sensed = sensing.now(watched)
-    figures = _figures(watched, sensed)
+    figures = _figures(watched, process.now(watched.pid, sensed))
     if figures is None:
         fault = f"no training step was recorded within {ONCE_S:.0f} s: watch it without --once"
         if not link.is_open or watched.has_ended:
@@ -140,11 +141,11 @@ def _print_once(link: LiveLink, show: Show) -> None:
 def _print_lines(link: LiveLink, show: Show) -> None:
     """One line each second; with --json one object."""
     watched = link.watched
-    told = -1
+    told, process = -1, _Process()
     with _Sensing() as sensing:
         while link.is_open and not watched.has_ended:
             link.poll_until(time.monotonic() + LINE_S)
-            figures = _figures(watched, sensing.now(watched))
+            figures = _figures(watched, process.now(watched.pid, sensing.now(watched)))
             if figures is None or watched.training_step == told:
                 continue
             told = watched.training_step
@@ -158,9 +159,11 @@ def _print_lines(link: LiveLink, show: Show) -> None:
     ERR.print("the run has ended" if watched.has_ended else "the run went away", markup=False)
 
 
-def _figures(watched: Watched, sensed: Sensed) -> Figures | None:
+def _figures(watched: Watched, now: Process) -> Figures | None:
     figures = watched.figures()
-    return None if figures is None else replace(figures, sensed=sensed)
+    if figures is None:
+        return None
+    return replace(figures, sensed=now.sensed, resident_nbytes=now.resident_nbytes)
 
 
 def _draw(link: LiveLink) -> None:

@@ -17,7 +17,7 @@ from aieflow.runtime.outline import Recording
 from aieflow.runtime.schedule import device_of
 from aieflow.tools.live_help import CALLED, SIGNS, help_pages
 from aieflow.tools.live_link import Watched
-from aieflow.tools.profile_report import NOTHING_SENSED, Figures
+from aieflow.tools.profile_report import NOTHING_SENSED, Figures, memory_words
 from aieflow.tools.sensor_log import Sensed
 from aieflow.tools.sensor_text import COLUMNS, in_columns, in_words, joules_text
 
@@ -56,7 +56,9 @@ def picture(watched: Watched, process: Process, look: Look, width: int, height: 
     else:
         figures = watched.figures()
         if figures is not None:
-            figures = replace(figures, sensed=process.sensed)
+            figures = replace(
+                figures, sensed=process.sensed, resident_nbytes=process.resident_nbytes
+            )
         lines = _header(watched, figures, process, look, width)
         if figures is None:
             lines.append(_plain("waiting for the first training step that is recorded …"))
@@ -188,14 +190,12 @@ def _header(
     lines.append(line)
     if figures is not None:
         lines.append(_plain(_expectations(figures)))
-        resident = process.resident_nbytes
-        used = "n/a" if resident is None else f"{resident / 1e6:,.0f} MB"
         cores = "n/a" if process.cpu_percent is None else f"{process.cpu_percent:.0f} %"
         lines += _packed(
             (
                 f"overlap {_overlap(figures)}",
                 f"moved {_megabytes(figures.moved_nbytes)}/step",
-                f"memory {used} (tensors {subject.planned_nbytes / 1e6:,.0f} by plan)",
+                f"memory {memory_words(figures)}",
                 f"cpu {cores}",
                 f"J/step {joules_text(figures.joules)}",
             ),

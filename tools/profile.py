@@ -19,8 +19,8 @@ from aieflow.gpt2.run_config import RunConfig
 from aieflow.ops.errors import AieflowError, InputError
 from aieflow.ops.npu.kernels import CONVERSIONS
 from aieflow.runtime.account import account
-from aieflow.runtime.gap import gap
-from aieflow.runtime.what_if import what_if
+from aieflow.runtime.gap import Gap, gap
+from aieflow.runtime.what_if import WhatIf, what_if
 from aieflow.tools.console import ERR, OUT
 from aieflow.tools.device_rates import measure_device_rates
 from aieflow.tools.live import Show, attached, mini_run, shown
@@ -141,31 +141,39 @@ def _profile(
     with opened_machine(machine_of(config), where) as machine:
         with _status() as tell:
             done = profiled(config, machine, schedule, tell)
-        figures = figures_of(done)
         if is_short:
-            _print_short(figures, as_json)
+            _print_short(figures_of(done), as_json)
             return
         rates = _rates(machine.devices) if peak else {}
-    trace = done.traces[-1]
-    found = what_if(trace.plan, done.subject.outline, done.recordings)
-    path = gap(trace, CONVERSIONS)
-    seconds = time.perf_counter() - begin
-    if as_json:
-        content = figures_report(figures)
-        content["ops"] = [
-            work_report(row, figures.account.runs, rates) for row in figures.account.works
-        ]
-        content["critical_path"] = path_report(path)
-        content["outliers"] = outliers_report(done)
-        content["diagnosis"] = diagnosis(figures, found)
-        content["what_if"] = gains_report(found)
-        content["profiler"] = {
-            "overhead": asdict(done.overhead),
-            "sensor_reading_seconds": done.sensed.reading_s,
-            "seconds": seconds,
-        }
-        OUT.out(json.dumps(content, indent=2), highlight=False)
+    if not as_json:
+        print_profile(done, rates)
         return
+    content = profile_report(done, rates)
+    content["profiler"] = {
+        "overhead": asdict(done.overhead),
+        "sensor_reading_seconds": done.sensed.reading_s,
+        "seconds": time.perf_counter() - begin,
+    }
+    OUT.out(json.dumps(content, indent=2), highlight=False)
+
+
+def profile_report(done: Profiled, rates: RatesByDevice) -> dict[str, object]:
+    """What `--json` prints of training steps, but for what profiling itself took."""
+    figures, (found, path) = figures_of(done), _causes(done)
+    works = [work_report(row, figures.account.runs, rates) for row in figures.account.works]
+    return {
+        **figures_report(figures),
+        "ops": works,
+        "critical_path": path_report(path),
+        "outliers": outliers_report(done),
+        "diagnosis": diagnosis(figures, found),
+        "what_if": gains_report(found),
+    }
+
+
+def print_profile(done: Profiled, rates: RatesByDevice) -> None:
+    """Print all that is said of training steps that were profiled."""
+    figures, (found, path) = figures_of(done), _causes(done)
     print_figures(figures)
     print_works(figures, rates)
     print_lane_states(figures)
@@ -175,6 +183,13 @@ def _profile(
     print_overhead(done.overhead, done.sensed)
 
 
+def _causes(done: Profiled) -> tuple[WhatIf, Gap]:
+    """What would shorten the training steps, and the last one's critical path."""
+    trace = done.traces[-1]
+    found = what_if(trace.plan, done.subject.outline, done.recordings)
+    return found, gap(trace, CONVERSIONS)
+
+
 def figures_of(done: Profiled) -> Figures:
     """The figures of training steps that were profiled in this process."""
     subject = done.subject
@@ -182,7 +197,13 @@ def figures_of(done: Profiled) -> Figures:
     steps_s = None if foretold is None else foretold.steps_s
     found = account(subject.outline, done.recordings, steps_s)
     return Figures(
-        subject, found, done.seconds, done.moved_nbytes, done.overhead.median, done.sensed
+        subject,
+        found,
+        done.seconds,
+        done.moved_nbytes,
+        done.overhead.median,
+        done.sensed,
+        done.resident_nbytes,
     )
 
 

@@ -34,6 +34,7 @@ class Figures:
     moved_nbytes: float  # of one training step, by transfers
     recording_share: float | None = None  # by what share recording lengthens a training step
     sensed: Sensed = NOTHING_SENSED
+    resident_nbytes: int | None = None  # of the process that trains; None where it is not told
 
     @property
     def predicted_s(self) -> float | None:
@@ -75,6 +76,13 @@ class Figures:
         return watts if watts.value is None else Reading(watts.value * self.seconds, watts.source)
 
 
+def memory_words(figures: Figures) -> str:
+    """`512 MB (tensors 3 by plan)`: all that the process has, and what of it is planned."""
+    resident = figures.resident_nbytes
+    used = "n/a" if resident is None else f"{resident / 1e6:,.0f} MB"
+    return f"{used} (tensors {figures.subject.planned_nbytes / 1e6:,.0f} by plan)"
+
+
 def figures_report(figures: Figures) -> dict[str, object]:
     """The object of `--json`, which others rely on; seconds, bytes and shares.
 
@@ -99,6 +107,7 @@ def figures_report(figures: Figures) -> dict[str, object]:
         "gflops_per_s": figures.gflops_per_s,
         "overlap": account.overlap,
         "bytes_moved": figures.moved_nbytes,
+        "resident_bytes": figures.resident_nbytes,
         "planned_bytes": subject.planned_nbytes,
         "recording_overhead": figures.recording_share,
         "joules": figures.joules.value,

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 import numpy as np
+import psutil
 
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.sampler import IdArray
@@ -52,6 +53,7 @@ class Profiled:
     traces: tuple[Trace, ...]
     plain_s: tuple[float, ...]  # seconds of the training steps between, which were not recorded
     moved_nbytes: float  # of one training step, by transfers
+    resident_nbytes: int  # of this process, after them
     sensed: Sensed  # while active training steps ran, with those between
 
     @property
@@ -120,6 +122,7 @@ def profiled(
             for _ in range(schedule.active):
                 records.append(step(True))
                 plain_s.append(step(False).seconds)
+        resident = psutil.Process().memory_info().rss
         moved = (_moved(trainer.machine) - before) / (2 * schedule.active)
         if trainer.plan is not plan:
             lost = "; ".join(each.reason for each in trainer.exclusions)
@@ -133,6 +136,7 @@ def profiled(
             traces,
             tuple(plain_s),
             moved,
+            resident,
             log.sensed(),
         )
 

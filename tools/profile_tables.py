@@ -12,7 +12,13 @@ from aieflow.runtime.outliers import LEAST_RUNS, SHARE, TIMES
 from aieflow.runtime.what_if import WhatIf
 from aieflow.tools.console import OUT
 from aieflow.tools.forecast import print_table
-from aieflow.tools.profile_report import Figures, diagnosis, gain_words, work_report
+from aieflow.tools.profile_report import (
+    Figures,
+    diagnosis,
+    gain_words,
+    memory_words,
+    work_report,
+)
 from aieflow.tools.profile_run import Overhead
 from aieflow.tools.sensor_log import EVERY_S, Sensed
 from aieflow.tools.sensor_text import WITH_OTHERS, in_words, sources
@@ -54,6 +60,7 @@ def print_figures(figures: Figures) -> None:
         if overlap is None
         else f"{overlap:.1%} of what copy lanes do under compute",
         "moved": f"{figures.moved_nbytes / 1e6:,.3f} MB by transfers in each training step",
+        "memory": memory_words(figures),
         "joules": f"n/a: {joules.source}"
         if joules.value is None
         else f"{joules.value:.4g} in each training step: {joules.source}, {WITH_OTHERS}",
