@@ -7,13 +7,13 @@ whole nanoseconds; `otherData` lists the runs. The format's description: Trace E
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from aieflow.ops.errors import InputError
-from aieflow.runtime.timeline import Run, Slice, Timeline, arguments
+from aieflow.runtime.timeline import Arrow, Counter, Run, Slice, Timeline, arguments
 
 PROCESS = 0
 TRACK = {"pid": PROCESS, "ph": "M"}
@@ -32,10 +32,7 @@ def write_chrome(timeline: Timeline, path: Path) -> None:
 
 
 def read_chrome(path: Path) -> Timeline:
-    """The runs, lanes and slices of a file of `write_chrome`; neither arrows nor counters.
-
-    Raises InputError for a file that is none.
-    """
+    """The timeline that a file of `write_chrome` holds; raises InputError for another."""
     try:
         content = path.read_bytes()
         document = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
@@ -44,13 +41,42 @@ def read_chrome(path: Path) -> Timeline:
         names = [event["args"]["name"] for event in events if event["name"] == "thread_name"]
         place = {run.number: number for number, run in enumerate(runs)}
         slices = [_slice(event, place, names) for event in events if event["ph"] == "X"]
+        arrows, counters = _arrows_of(events), _counters_of(events)
     except (OSError, EOFError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(
             f"{path}: is no trace of aieflow ({error!r}): give one of --trace FILE.json"
         ) from None
-    return Timeline(runs, tuple(names), tuple(slices), ())
+    return Timeline(runs, tuple(names), tuple(slices), arrows, counters)
+
+
+def _arrows_of(events: Sequence[dict[str, Any]]) -> tuple[Arrow, ...]:
+    """The arrows, by their numbers; both ends of each stand behind their slices."""
+    place = -1
+    ends: dict[str, dict[int, tuple[int, dict[str, Any]]]] = {"s": {}, "f": {}}
+    for event in events:
+        if event["ph"] == "X":
+            place += 1
+        elif event["ph"] in ends:
+            ends[event["ph"]][event["id"]] = place, event
+    sources, targets = ends["s"], ends["f"]
+    if sources.keys() != targets.keys():
+        raise ValueError("an arrow has one end")
+    return tuple(
+        Arrow(source, targets[number][0], event["name"], event["args"]["nbytes"])
+        for number, (source, event) in sorted(sources.items())
+    )
+
+
+def _counters_of(events: Sequence[dict[str, Any]]) -> tuple[Counter, ...]:
+    """The counters, each with its one unit."""
+    samples: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for event in events:
+        if event["ph"] == "C":
+            ((unit, value),) = event["args"].items()
+            samples.setdefault((event["name"], unit), []).append((round(event["ts"] * 1e3), value))
+    return tuple(Counter(*key, tuple(found)) for key, found in samples.items())
 
 
 def _slice(event: dict[str, Any], place: Mapping[int, int], names: list[str]) -> Slice:
@@ -97,10 +123,10 @@ def _slices(timeline: Timeline, track: Mapping[str, int]) -> Iterator[dict[str, 
     Readers hang an arrow on the slice that is open when they come to it, by time and then by the
     order of the file: so it leaves a nanosecond before the slice ends, where the next may begin.
     """
-    ends: dict[int, list[tuple[str, int, str]]] = {}
+    ends: dict[int, list[tuple[str, int, Arrow]]] = {}
     for number, arrow in enumerate(timeline.arrows):
-        ends.setdefault(arrow.source, []).append(("s", number, arrow.values))
-        ends.setdefault(arrow.target, []).append(("f", number, arrow.values))
+        ends.setdefault(arrow.source, []).append(("s", number, arrow))
+        ends.setdefault(arrow.target, []).append(("f", number, arrow))
     for place, each in enumerate(timeline.slices):
         where = {"pid": PROCESS, "tid": track[each.lane]}
         yield {
@@ -112,9 +138,10 @@ def _slices(timeline: Timeline, track: Mapping[str, int]) -> Iterator[dict[str, 
             "dur": each.duration_ns / 1e3,
             "args": arguments(timeline, each),
         }
-        for phase, number, values in ends.get(place, ()):
-            flow = {**where, "ph": phase, "name": values, "cat": "wait", "id": number}
+        for phase, number, arrow in ends.get(place, ()):
+            flow = {**where, "ph": phase, "name": arrow.values, "cat": "wait", "id": number}
             if phase == "s":
-                yield {**flow, "ts": max(each.start_ns, each.end_ns - 1) / 1e3}
+                leaves = max(each.start_ns, each.end_ns - 1) / 1e3
+                yield {**flow, "ts": leaves, "args": {"nbytes": arrow.nbytes}}
             else:
                 yield {**flow, "bp": "e", "ts": each.start_ns / 1e3}

@@ -15,8 +15,7 @@ def timeline_states(
 ) -> Mapping[str, Mapping[State, int]] | None:
     """Nanoseconds of each lane in each state, over all runs; they sum to the length of the runs.
 
-    `conversions` are ops that prepare operands. None where the file does not say what waited for
-    what: a Chrome trace that was read back, or a run cut short.
+    `conversions` are ops that prepare operands. None where a run was cut short, or there is none.
     """
     sums: dict[str, dict[State, int]] = {lane: dict.fromkeys(STATES, 0) for lane in timeline.lanes}
     for place in range(len(timeline.runs)):
@@ -37,8 +36,6 @@ def _outlined(
         (each for each in timeline.slices if each.run == run), key=lambda each: each.step
     )
     if [each.step for each in slices] != list(range(len(slices))):
-        return None
-    if not timeline.arrows and len({each.lane for each in slices}) > 1:
         return None
     waits: list[list[int]] = [[] for _ in slices]
     for arrow in timeline.arrows:

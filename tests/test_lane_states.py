@@ -1,6 +1,7 @@
 """Five states of each lane: hand-drawn runs, and sums that are exact for every plan."""
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from aieflow.runtime.outline import Outline, OutlinedStep, Recording, outline, r
 from aieflow.runtime.placement import Placement, place_on
 from aieflow.runtime.plan import compile_plan
 from aieflow.runtime.schedule import Schedule
-from aieflow.runtime.timeline import Recorded
+from aieflow.runtime.timeline import Recorded, timeline
 from aieflow.runtime.timeline_states import timeline_states
 from aieflow.runtime.trace import Span, Trace
 from aieflow.tools.trace_files import read_trace, write_trace
@@ -178,7 +179,7 @@ def test_an_outline_tells_of_every_step() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_trace_file_gives_the_same_states(seed: int, tmp_path: Path) -> None:
-    """By plan and recording, and by what a database of the same runs says."""
+    """By plan and recording, and by what a database or a Chrome trace of the same runs says."""
     traces = [jittered(seed, random.Random(seed + more)) for more in (0, 50)]
     ops = {traces[0].plan.graph.nodes[0].op.name}  # as if they prepared operands
     expected: dict[str, dict[State, int]] = {}
@@ -198,4 +199,12 @@ def test_a_trace_file_gives_the_same_states(seed: int, tmp_path: Path) -> None:
         # Both ends of each span are rounded to a nanosecond, once from the run's own start.
         assert found[lane] == pytest.approx(states, abs=4 * len(traces[0].plan.steps))
     assert max(states["waiting_for_dependencies"] for states in expected.values()) > 1_000
-    assert timeline_states(read_trace(tmp_path / "trace.json")) is None
+    assert timeline_states(read_trace(tmp_path / "trace.json"), ops) == found
+
+
+def test_a_trace_file_without_all_of_a_run_gives_no_states() -> None:
+    trace = jittered(3, random.Random(3))
+    cut = replace(trace, spans=tuple(span for span in trace.spans if span.step != 2))
+    assert timeline_states(timeline([Recorded(1, 0.0, trace)])) is not None
+    assert timeline_states(timeline([Recorded(1, 0.0, trace), Recorded(2, 1.0, cut)])) is None
+    assert timeline_states(timeline([])) is None

@@ -271,15 +271,22 @@ def test_the_schema_is_the_documented_one() -> None:
         assert all(f"`{name}`" in row for name in names.split()), table
 
 
-def test_json_is_read_back_without_arrows_and_counters(
-    recorded: list[Recorded], tmp_path: Path
-) -> None:
+def test_json_is_read_back_whole(recorded: list[Recorded], tmp_path: Path) -> None:
     plain, packed = tmp_path / "trace.json", tmp_path / "trace.json.gz"
     write_trace(recorded, [plain, packed], cost(), kernels())
     assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
-    full = made(recorded)
-    expected = Timeline(full.runs, full.lanes, full.slices, ())
-    assert read_trace(plain) == read_trace(packed) == expected
+    assert read_trace(plain) == read_trace(packed) == made(recorded)
+
+
+def test_an_arrow_with_one_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    write_trace(simulated(), [path])
+    document = json.loads(path.read_text())
+    events = document["traceEvents"]
+    events.remove(next(event for event in events if event["ph"] == "f"))
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match="an arrow has one end"):
+        read_trace(path)
 
 
 def test_without_a_cost_model_nothing_is_predicted(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def write_trace(
 
 
 def read_trace(path: Path) -> Timeline:
-    """The timeline of a file; of JSON without arrows and counters. Raises InputError."""
+    """The timeline of a file; raises InputError for one that cannot be read."""
     return _kind(path, READERS)(path)
 
 
