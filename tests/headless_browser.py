@@ -17,7 +17,10 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 LIMIT_S = 60.0
-OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe")
+OPTIONS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"),
+    "--disable-dev-shm-usage",  # containers have 64 MB of it, or less
+)
 SETTLED = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
 
 
