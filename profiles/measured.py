@@ -4,10 +4,13 @@ Every device has a *fingerprint*, the facts on which its speed depends. What was
 another fingerprint is stale and is dropped when the profile is brought up to date. A `Series` is
 anything measured that is no work, named by its kind and subject:
 
-- `("in", "igpu", "65536")` a transfer to the device of so many bytes; "out" one back
+- `("in", "igpu", "65536")` a transfer to the device of so many bytes; "out" one back: alone, and
+  the median of a run that has several
 - `("copy", "cpu", "65536")` a copy within the host's memory
 - `("gap", "cpu", "cpu.compute waits")` between the end of what a step of that kind of lane follows
-  and its start; `("run", "cpu", "")` what a run takes beyond its steps, both the mean of one run
+  and its start, the mean of one run; "gaps" how many such steps that run had, "step" what its
+  steps on compute lanes took
+- `("run", "cpu", "")` what a run takes beyond its steps
 - `("untraced", "cpu", "")` what a step takes more or less when nobody notes its span
 - `("slowdown", "cpu,igpu", "")` how many times longer the first takes beside the second
 """

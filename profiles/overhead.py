@@ -2,22 +2,73 @@
 
 A *gap* lies between the end of what a step follows (its lane's last step, and those it waits for)
 and its start. It depends on the kind of lane and on what the step waits for: nothing, a lane of its
-own device, or one of another device. The first step of a lane begins with the run; what that takes
-is `run_s`. Spans are noted in a traced run, which may take longer than another: a device without a
-clock of its own is waited for after every step. So a step of an untraced run takes `untraced_s`
-more, or less.
+own device, or one of another device. It depends on the plan, too: a lane that slept for longer
+takes longer to wake, and a copy that follows many others finds its lane awake. So gaps are those of
+the measured plans that are most like the one in question, by how many gaps of the kind they have
+and by how long their steps are.
+
+The first step of a lane begins with the run; what that takes is `run_s`. Spans are noted in a
+traced run, which may take longer than another: a device without a clock of its own is waited for
+after every step. So a step of an untraced run takes `untraced_s` more, or less.
 
 What is known of the same devices together goes before what is known of others.
 
->>> known = Overheads(gaps={("cpu", "cpu.compute waits"): 2e-5})
->>> known.seconds(1e-3, "cpu.compute.0", ["cpu.compute.1"], is_first=False, devices="cpu")
+>>> known = Overheads(gaps={("cpu", "cpu.compute waits"): Gaps(((95, 1e-4, 2e-5),))})
+>>> beside = known.of("cpu", {"cpu.compute waits": 80}, 2e-4)
+>>> beside.seconds(1e-3, "cpu.compute.0", ["cpu.compute.1"], is_first=False)
 0.00102
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from aieflow.profiles.samples import weighted_median
+
 LEAST_SHARE = 0.1  # of a measured span that a step of an untraced run takes at least
+LIKE = 2.0  # the factor between plans, in gaps or in seconds, within which they are much alike
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """Gaps of one kind, as they were in at least one run."""
+
+    runs: tuple[tuple[float, float, float], ...]  # gaps, mean seconds of a step, of a gap
+
+    @property
+    def median_s(self) -> float:
+        """Seconds of a gap, the median of the runs."""
+        return weighted_median((gap_s, 1.0) for *_, gap_s in self.runs)
+
+    def seconds(self, count: float, step_s: float) -> float:
+        """Seconds of a gap in a plan with so many, whose steps take so long: of runs like it."""
+        distances = [
+            _distance(count, many) ** 2 + _distance(step_s, each_s) ** 2
+            for many, each_s, _ in self.runs
+        ]
+        least = min(distances)
+        return weighted_median(
+            (gap_s, math.exp((least - distance) / 2))
+            for (*_, gap_s), distance in zip(self.runs, distances, strict=True)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOverheads:
+    """Seconds beside the work of one plan's steps; 0 where unknown."""
+
+    run_s: float
+    gap_s: Mapping[str, float]  # by `gap_kind`
+    untraced_s: Mapping[str, float]  # by the device of the step
+
+    def seconds(self, work_s: float, lane: str, after: Sequence[str], is_first: bool) -> float:
+        """What a step on `lane` takes that waits for steps on the lanes `after`."""
+        begins = is_first and not after
+        seconds = work_s + (self.run_s if begins else self.gap_s.get(gap_kind(lane, after), 0.0))
+        if ".compute" not in lane:
+            return seconds
+        noted = self.untraced_s.get(lane.partition(".")[0], 0.0)
+        return max(LEAST_SHARE * work_s, seconds + noted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,27 +76,23 @@ class Overheads:
     """Seconds beside the work of steps, by devices (names with commas); 0 where unknown."""
 
     run_s: Mapping[str, float] = field(default_factory=dict)
-    gaps: Mapping[tuple[str, str], float] = field(default_factory=dict)  # and by `gap_kind`
+    gaps: Mapping[tuple[str, str], Gaps] = field(default_factory=dict)  # and by `gap_kind`
     untraced_s: Mapping[str, float] = field(default_factory=dict)  # by the device of the step
 
-    def seconds(
-        self, work_s: float, lane: str, after: Sequence[str], is_first: bool, devices: str
-    ) -> float:
-        """What a step on `lane` takes that waits for steps on the lanes `after`.
+    def of(self, devices: str, counts: Mapping[str, int], step_s: float) -> PlanOverheads:
+        """Those of a plan whose compute lanes are those of `devices`.
 
-        `devices` are those of the plan's compute lanes.
+        `counts` has how many gaps of each kind it has, `step_s` the mean seconds of a step on its
+        compute lanes.
         """
-        seconds = work_s
-        if is_first and not after:
-            seconds += self.run_s.get(devices, max(self.run_s.values(), default=0.0))
-        else:
-            kind = gap_kind(lane, after)
-            others = [gap for (_, other), gap in self.gaps.items() if other == kind]
-            seconds += self.gaps.get((devices, kind), max(others, default=0.0))
-        if ".compute" not in lane:
-            return seconds
-        noted = self.untraced_s.get(lane.partition(".")[0], 0.0)
-        return max(LEAST_SHARE * work_s, seconds + noted)
+        found: dict[str, float] = {}
+        for kind, count in counts.items():
+            own = self.gaps.get((devices, kind))
+            known = [each for (_, other), each in self.gaps.items() if other == kind]
+            known = known if own is None else [own]
+            found[kind] = max((each.seconds(count, step_s) for each in known), default=0.0)
+        run_s = self.run_s.get(devices, max(self.run_s.values(), default=0.0))
+        return PlanOverheads(run_s, found, self.untraced_s)
 
 
 NO_OVERHEADS = Overheads()
@@ -61,3 +108,8 @@ def gap_kind(lane: str, after: Sequence[str]) -> str:
     others = {other.partition(".")[0] for other in after}
     what = "goes on" if not after else "waits" if others == {device} else "crosses"
     return f"{'.'.join(lane.split('.')[:2])} {what}"
+
+
+def _distance(one: float, other: float) -> float:
+    """How often one must be taken times `LIKE` to get the other; at least a nanosecond each."""
+    return math.log(max(one, 1e-9) / max(other, 1e-9)) / math.log(LIKE)

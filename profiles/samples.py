@@ -12,11 +12,12 @@ that every tenth time has, and which a long sum of durations therefore holds.
 
 import math
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 TRUSTED = 10  # samples from which a point counts
 MOST = 40  # samples of a work that are kept: the latest
-OUTLIER_MADS = 8.0  # distance from the median beyond which a sample is no part of the mean
+OUTLIER_MADS = 3.0  # distance from the median beyond which a sample is no part of the mean
 LEAST_SPREAD = 0.01  # of the median: a spread that a clock's resolution must not go below
 
 
@@ -66,3 +67,20 @@ class Samples:
     def with_more(self, values: tuple[float, ...], most: int = MOST) -> "Samples":
         """These and later ones, the latest `most` of them."""
         return Samples((*self.values, *values)[-most:])
+
+
+def weighted_median(rows: Iterable[tuple[float, float]]) -> float:
+    """The value that half of all weight does not exceed, of values with their weights.
+
+    Raises ValueError where there are none.
+
+    >>> weighted_median([(3.0, 1.0), (1.0, 1.0), (7.0, 5.0)])
+    7.0
+    """
+    ordered = sorted(rows)
+    half, so_far = sum(weight for _, weight in ordered) / 2, 0.0
+    for value, weight in ordered:
+        so_far += weight
+        if so_far >= half:
+            return value
+    raise ValueError("no values have no median")

@@ -22,7 +22,7 @@ from aieflow.profiles.samples import Samples
 from aieflow.profiles.work import Work
 
 FORMAT_KEY = "aieflow_measured_profile"
-FORMAT = 1
+FORMAT = 2
 REMEDY = "remove or rename it and run `aieflow calibrate` again"
 
 
@@ -126,6 +126,11 @@ def _profile(content: object) -> MeasuredProfile:
         series[kind, names, subject] = _samples(
             entry.get("samples"), f"{place}.samples", -math.inf, 1.0
         )
+    for (kind, names, subject), gaps in series.items():
+        for beside in ("gaps", "step") if kind == "gap" else ():
+            other = series.get((beside, names, subject))
+            if other is None or other.count != gaps.count:
+                raise ValueError(f"series: {subject!r} of {names} lacks a {beside!r} for each gap")
     return MeasuredProfile(fingerprints, lanes, points, series)
 
 

@@ -17,7 +17,7 @@ from aieflow.ops.errors import ProfileError
 from aieflow.ops.kernel import Kernels
 from aieflow.profiles.measured import MeasuredProfile
 from aieflow.profiles.measured_cost import MeasuredCost
-from aieflow.profiles.overhead import Overheads, gap_kind
+from aieflow.profiles.overhead import Gaps, Overheads, gap_kind
 from aieflow.profiles.samples import TRUSTED
 from aieflow.profiles.work import work_of
 from aieflow.runtime.observed import works_in
@@ -225,7 +225,10 @@ def test_gaps_are_part_of_steps() -> None:
     cost = MeasuredCost(learnt(plan), KERNELS)
     known = Overheads(
         run_s={"cpu": 1e-3},
-        gaps={("cpu", "cpu.compute waits"): 2e-5, ("cpu", "cpu.compute goes on"): 1e-6},
+        gaps={
+            ("cpu", "cpu.compute waits"): Gaps(((9, 1e-3, 2e-5),)),
+            ("cpu", "cpu.compute goes on"): Gaps(((9, 1e-3, 1e-6),)),
+        },
     )
     plain = MachineStepCost(cost).of(plan)
     more = MachineStepCost(cost, known).of(plan)
@@ -240,23 +243,60 @@ def test_gaps_are_part_of_steps() -> None:
 
 def test_gaps_of_the_same_devices_count_first() -> None:
     known = Overheads(
-        gaps={("cpu", "cpu.compute waits"): 1e-5, ("cpu,igpu", "cpu.compute waits"): 3e-5},
+        gaps={
+            ("cpu", "cpu.compute waits"): Gaps(((9, 1e-3, 1e-5),)),
+            ("cpu,igpu", "cpu.compute waits"): Gaps(((9, 1e-3, 3e-5),)),
+        },
         untraced_s={"igpu": -4e-5},
     )
     after = ["cpu.compute.1"]
     for devices, gap in (("cpu", 1e-5), ("cpu,igpu", 3e-5), ("cpu,npu", 3e-5)):
-        assert known.seconds(1.0, "cpu.compute.0", after, False, devices) == 1.0 + gap
+        beside = known.of(devices, {"cpu.compute waits": 5}, 1e-3)
+        assert beside.seconds(1.0, "cpu.compute.0", after, False) == 1.0 + gap
     # nothing is known of this gap; the span was noted at a cost of 40 us, down to a tenth
-    assert known.seconds(1e-4, "igpu.compute", [], False, "igpu") == pytest.approx(6e-5)
-    assert known.seconds(1e-5, "igpu.compute", [], False, "igpu") == pytest.approx(1e-6)
-    assert known.seconds(1e-4, "igpu.copy.in", [], False, "igpu") == 1e-4
+    beside = known.of("igpu", {"igpu.compute goes on": 5, "igpu.copy goes on": 1}, 1e-3)
+    assert beside.seconds(1e-4, "igpu.compute", [], False) == pytest.approx(6e-5)
+    assert beside.seconds(1e-5, "igpu.compute", [], False) == pytest.approx(1e-6)
+    assert beside.seconds(1e-4, "igpu.copy.in", [], False) == 1e-4
 
 
 def test_what_noting_spans_costs_is_taken_from_the_whole_step() -> None:
     """A kernel of 10 us, 60 us until it ran because each was waited for, 55 us of that in vain."""
-    known = Overheads(gaps={("igpu", "igpu.compute goes on"): 6e-5}, untraced_s={"igpu": -5.5e-5})
-    found = known.seconds(1e-5, "igpu.compute", [], False, "igpu")
-    assert found == pytest.approx(1.5e-5)
+    gaps = {("igpu", "igpu.compute goes on"): Gaps(((9, 1e-5, 6e-5),))}
+    known = Overheads(gaps=gaps, untraced_s={"igpu": -5.5e-5})
+    found = known.of("igpu", {"igpu.compute goes on": 9}, 1e-5)
+    assert found.seconds(1e-5, "igpu.compute", [], False) == pytest.approx(1.5e-5)
+
+
+def test_gaps_are_those_of_plans_like_it() -> None:
+    """Many short steps, few long ones: a lane that slept for long takes longer to wake."""
+    short = [(100.0, 1e-4, gap_s) for gap_s in (2e-5, 2.1e-5, 90e-5)]
+    long = [(20.0, 1e-2, gap_s) for gap_s in (6e-5, 6.1e-5, 6.2e-5)]
+    gaps = Gaps((*short, *long))
+    assert gaps.seconds(120, 1.2e-4) == 2.1e-5  # one disturbed run moves nothing
+    assert gaps.seconds(20, 8e-3) == 6.1e-5
+    assert gaps.seconds(100, 1e-2) == 6.1e-5  # five times as many, but a hundred times as long
+    assert gaps.seconds(1, 1e3) == 6.1e-5  # like none: the nearest
+    assert gaps.seconds(1e9, 0.0) == 2.1e-5
+    assert gaps.median_s == 6e-5
+
+
+def test_transfers_of_a_run_are_noted_where_it_has_several() -> None:
+    plan = planned(128, gelu="igpu", gelu_backward="igpu", embedding="igpu")
+    trace = simulate(plan, TrueCost())
+    seen = Seen()
+    note_trace(trace, "cpu,igpu", {}, seen)
+    nbytes = {value.name: value.spec.nbytes for value in plan.graph.values}
+    moved = [(step.kind, nbytes[step.value]) for step in plan.steps if step.kind in ("in", "out")]
+    noted = {name: each for name, each in seen.series.items() if name[0] in ("in", "out")}
+    assert {each for each in moved if moved.count(each) >= 3}
+    assert {(way, int(size)) for way, _, size in noted} == {
+        each for each in moved if moved.count(each) >= 3
+    }
+    assert any(moved.count(each) < 3 for each in moved)
+    for (_, device, size), (seconds,) in noted.items():
+        assert device == "igpu"
+        assert seconds == pytest.approx(2e-6 + int(size) / 8e9)
 
 
 def test_kinds_of_gaps() -> None:
@@ -294,6 +334,8 @@ def test_the_gap_before_a_step_is_noted() -> None:
         - sum(not plan.steps[program[0]].waits for program in plan.lanes.values())
     )
     assert sum(map(len, noted.values())) == 2
+    assert seen.series["gaps", "cpu", "cpu.compute waits"] == [waiting]
+    assert seen.series["gaps", "cpu", "cpu.compute goes on"] == [going_on]
     found = noted["cpu.compute waits"][0] * waiting + noted["cpu.compute goes on"][0] * going_on
     assert found == pytest.approx(total)
     (run_s,) = seen.series["run", "cpu", ""]

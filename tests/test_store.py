@@ -25,7 +25,12 @@ def filled() -> MeasuredProfile:
         .with_device("igpu", {"model": "Some GPU", "power": "mains"}, 1)
         .with_samples(
             [(WORK, (1.5e-5, 1.6e-5)), (replace(WORK, device="igpu", parts=1), (3e-6,))],
-            {("gap", "cpu", "cpu.compute waits"): (1.25e-5,), ("slowdown", "cpu,igpu", ""): (2.0,)},
+            {
+                ("gap", "cpu", "cpu.compute waits"): (1.25e-5,),
+                ("gaps", "cpu", "cpu.compute waits"): (31.0,),
+                ("step", "cpu", "cpu.compute waits"): (2e-4,),
+                ("slowdown", "cpu,igpu", ""): (2.0,),
+            },
         )
     )
 
@@ -74,7 +79,7 @@ FAULTS: list[tuple[str, str]] = [
     ("[1, 2", "not a usable profile"),
     ("[]", FORMAT_KEY),
     ('{"model": "gpt2"}', FORMAT_KEY),
-    (changed(lambda c: c.update({FORMAT_KEY: 2})), "is 2, this version reads 1"),
+    (changed(lambda c: c.update({FORMAT_KEY: 1})), "is 1, this version reads 2"),
     (changed(lambda c: c.pop("devices")), "devices must be an object"),
     (changed(lambda c: c["devices"]["cpu"].pop("lanes")), r"devices.cpu.lanes = None"),
     (changed(lambda c: c["devices"]["cpu"].update(lanes=0)), "must be at least 1"),
@@ -92,6 +97,8 @@ FAULTS: list[tuple[str, str]] = [
     (changed(lambda c: c["points"][0].update(samples_ns=[float("nan")])), "must be a number"),
     (changed(lambda c: c["series"][0].update(samples=None)), r"series\[0\].samples must be a list"),
     (changed(lambda c: c["series"][0].update(kind=None)), r"series\[0\].kind = None"),
+    (changed(lambda c: c["series"].pop(1)), "'cpu.compute waits' of cpu lacks a 'gaps'"),
+    (changed(lambda c: c["series"][-1]["samples"].append(1)), "lacks a 'step' for each gap"),
     ("[" * 100_000, "not a usable profile"),
 ]
 

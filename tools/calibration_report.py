@@ -128,8 +128,8 @@ def overheads_table(profile: MeasuredProfile) -> Table:
     """What steps take beside their work, and how devices slow each other down."""
     table = _table("devices", "beside the work", "")
     beside = overheads(profile)
-    for (devices, gap), seconds in beside.gaps.items():
-        table.add_row(devices, f"gap before a step: {gap}", f"{1e6 * seconds:.1f} us")
+    for (devices, gap), each in beside.gaps.items():
+        table.add_row(devices, f"gap before a step: {gap}", f"{1e6 * each.median_s:.1f} us")
     for devices, seconds in beside.run_s.items():
         table.add_row(devices, "a run, beyond its steps", f"{1e6 * seconds:.1f} us")
     for device, seconds in beside.untraced_s.items():
@@ -196,7 +196,7 @@ def document(
         "power": NO_WATTS,
         "rates": [asdict(row) for row in rows(profile)],
         "links": {f"{kind} {name}": asdict(link) for (kind, name), link in links(profile).items()},
-        "gaps": {f"{names}: {gap}": s for (names, gap), s in beside.gaps.items()},
+        "gaps": {f"{names}: {gap}": s.median_s for (names, gap), s in beside.gaps.items()},
         "run_s": dict(beside.run_s),
         "untraced_s": dict(beside.untraced_s),
         "slowdown": {

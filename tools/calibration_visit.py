@@ -1,7 +1,9 @@
 """Runs a training step as it is run in training, and tells what its steps took.
 
 Of a divided node the longest part counts: that is what it takes when all lanes come to it together.
-Runs whose spans are noted alternate with others, whose length says what noting them costs.
+Runs whose spans are noted follow as many others, whose length says what noting them costs. The
+first of each kind does not count: a device that begins or ends to time its work may need another
+queue for that, which takes as long as many a node.
 """
 
 import statistics
@@ -18,6 +20,7 @@ from aieflow.profiles.measured import Series
 from aieflow.profiles.overhead import gap_kind
 from aieflow.profiles.work import Work
 from aieflow.runtime.binding import view
+from aieflow.runtime.executor import Executor
 from aieflow.runtime.machine import Machine
 from aieflow.runtime.plan import Plan
 from aieflow.runtime.schedule import device_of
@@ -25,6 +28,7 @@ from aieflow.runtime.trace import Trace
 
 ALIGNMENT = 4096  # of every state in the pool
 NOISE = 1 << 20  # random numbers that parameters are filled with, again and again
+OFTEN = 3  # transfers of a size in one run that tell what it takes; a few may wait for nodes
 SHORT_S = 0.3  # a longer run does not tell what noting spans costs
 
 
@@ -109,28 +113,33 @@ def visit(
     works: Mapping[int, Work],
     runs: int,
 ) -> Seen:
-    """What `runs` noted runs of a plan took, after one that is not counted; raises DeviceError."""
+    """What `runs` noted runs of a plan took, after some that are not; raises DeviceError."""
     states, arena = pool.bind(plan)
     feeds = feeds_of(config, plan.graph)
     seen = Seen()
     used = sorted({device_of(lane) for lane in plan.lanes if ".compute" in lane})
     names = ",".join(used)
+    lanes = [lane for lane in plan.lanes if ".compute" in lane]
+    count = max(len(plan.lanes[lane]) for lane in lanes)
     with machine.open(plan, states, arena) as executor:
         executor.run(feeds)
-        plain_s = 0.0
+        plain_s = [_seconds(executor, feeds)]
+        if plain_s[0] < SHORT_S:
+            plain_s += [_seconds(executor, feeds) for _ in range(runs - 1)]
+        executor.run(feeds, traced=True)
         for number in range(runs):
-            if number == 0 or plain_s < SHORT_S:
-                begin = time.perf_counter()
-                executor.run(feeds)
-                plain_s = time.perf_counter() - begin
             trace = executor.run(feeds, traced=True)
             assert trace is not None
             note_trace(trace, names, works, seen)
-            if plain_s < SHORT_S and len(used) == 1:
-                lanes = [lane for lane in plan.lanes if ".compute" in lane]
-                count = max(len(plan.lanes[lane]) for lane in lanes)
-                _add(seen, ("untraced", names, ""), (plain_s - trace.seconds) / count)
+            if number < len(plain_s) > 1 and len(used) == 1:
+                _add(seen, ("untraced", names, ""), (plain_s[number] - trace.seconds) / count)
     return seen
+
+
+def _seconds(executor: Executor, feeds: Mapping[str, Array]) -> float:
+    begin = time.perf_counter()
+    executor.run(feeds)
+    return time.perf_counter() - begin
 
 
 def note_trace(trace: Trace, names: str, works: Mapping[int, Work], seen: Seen) -> None:
@@ -153,10 +162,32 @@ def note_trace(trace: Trace, names: str, works: Mapping[int, Work], seen: Seen) 
         last[step.lane] = span.end_s
     for index, seconds in longest.items():
         seen.works.setdefault(works[index], []).append(seconds)
+    for name, each in _moved(trace).items():
+        if len(each) >= OFTEN:
+            _add(seen, name, statistics.median(each))
+    step_s = statistics.fmean(
+        span.end_s - span.start_s
+        for span in trace.spans
+        if ".compute" in plan.steps[span.step].lane
+    )
     for kind, each in gaps.items():
         _add(seen, ("gap", names, kind), statistics.fmean(each))
+        _add(seen, ("gaps", names, kind), float(len(each)))
+        _add(seen, ("step", names, kind), step_s)
     busy_s = max(ends.values()) - min(span.start_s for span in trace.spans)
     _add(seen, ("run", names, ""), trace.seconds - busy_s)
+
+
+def _moved(trace: Trace) -> dict[Series, list[float]]:
+    """Seconds of the transfers of a run, by their way and bytes."""
+    plan, found = trace.plan, dict[Series, list[float]]()
+    nbytes = {value.name: value.spec.nbytes for value in plan.graph.values}
+    for span in trace.spans:
+        step = plan.steps[span.step]
+        if step.kind in ("in", "out"):
+            name = (step.kind, device_of(step.lane), str(nbytes[step.value]))
+            found.setdefault(name, []).append(span.end_s - span.start_s)
+    return found
 
 
 def _add(seen: Seen, name: Series, value: float) -> None:
