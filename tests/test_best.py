@@ -19,7 +19,7 @@ from aieflow.ops.graph import Graph
 from aieflow.runtime.choice import Choices, choose
 from aieflow.runtime.layout import compiled
 from aieflow.runtime.placement import Placement, place_on
-from aieflow.runtime.policies.best import Effort, Found
+from aieflow.runtime.policies.best import ROUNDS, Effort, Found
 from aieflow.runtime.policies.fixed import COSTED
 from aieflow.runtime.policies.objective import KINDS, Kind, Objective, kind_of
 from aieflow.runtime.simulate import joules, simulate
@@ -34,6 +34,7 @@ def decided(
     objective: Objective | None = None,
     choices: Choices | None = None,
     policy: str = "best",
+    effort: Effort = LITTLE,
 ) -> Found:
     return choose(
         graphs,
@@ -44,7 +45,7 @@ def decided(
         step_cost(cost),
         objective or Objective(),
         choices or Choices(),
-        LITTLE,
+        effort,
     )
 
 
@@ -141,6 +142,21 @@ def test_it_chooses_among_lowerings() -> None:
     assert found.shards == 1
     assert {each.shards for each in found.tried} == {1, 2}
     assert len(found.homes) == len(graphs[1].nodes)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_lowering_that_is_chosen_is_searched_as_well_as_alone(seed: int) -> None:
+    """What others cost is a short look at each: the effort is not divided among them."""
+    draw = random.Random(seed)
+    graphs, devices = {shards: random_graph(draw, 30) for shards in (1, 2, 4)}, fakes()
+    cost = drawn_costs(draw, graphs[1], devices)
+    effort = Effort(estimated_nodes=30_000, simulated_nodes=400)
+    of_all = decided(graphs, devices, cost, effort=effort)
+    alone = decided({of_all.shards: graphs[of_all.shards]}, devices, cost, effort=effort)
+    assert of_all.seconds <= alone.seconds
+    look = 30_000 // 30 // (ROUNDS * effort.bases)  # estimates of one search of the first round
+    assert of_all.estimates >= alone.estimates + 3 * look
+    assert alone.estimates > 18 * look  # 6 searches, then 2 and 1 three and six times as long
 
 
 def test_energy_and_a_cap_choose_the_frugal_device() -> None:

@@ -279,6 +279,8 @@ def test_gaps_are_those_of_plans_like_it() -> None:
     assert gaps.seconds(1, 1e3) == 6.1e-5  # like none: the nearest
     assert gaps.seconds(1e9, 0.0) == 2.1e-5
     assert gaps.median_s == 6e-5
+    copies = Gaps(((50.0, 1e-3, 2e-5), (2.0, 1e-3, 4e-4)))  # many follow each other: all awake
+    assert (copies.seconds(40, 1e-3), copies.seconds(3, 1e-3)) == (2e-5, 4e-4)
 
 
 def test_transfers_of_a_run_are_noted_where_it_has_several() -> None:

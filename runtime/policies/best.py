@@ -2,12 +2,12 @@
 
 Candidates are the trivial plans (all on one device as far as it can), HEFT, PEFT, dmda and a
 balance of loads, for each way in which the graph can be lowered (its batch in 1, 2 or 4 shards), in
-several orders of the nodes. Quick estimates rank them; the best ones are improved by a local
-search, in rounds: a third goes on to the next, which has as many estimates (successive halving:
-Jamieson and Talwalkar, AISTATS 2016); of the most promising, plans are compiled and simulated, and
-the best of those is taken. A
-trivial plan is left out of that only if what it takes at least (its busiest lanes, its longest
-path) is worse than the best plan found: so none is better.
+several orders of the nodes. Quick estimates rank them. A short local search from the best of each
+way tells which way is worth the effort; its best candidates are improved by longer ones, in rounds:
+a third goes on to the next, which has as many estimates (successive halving: Jamieson and
+Talwalkar, AISTATS 2016). Of the most promising, plans are compiled and simulated, and the best of
+those is taken. A trivial plan is left out of that only if what it takes at least (its busiest
+lanes, its longest path) is worse than the best plan found: so none is better.
 
 The effort is a number of nodes to look at, not of seconds: the same inputs give the same plan.
 """
@@ -212,20 +212,26 @@ class _Search:
                     yield _ordered(label, option, decision.homes, ranked)
 
     def _improved(self, pool: Sequence[_Candidate]) -> list[_Candidate]:
-        """The best candidates of several options, each improved."""
-        by_score = sorted(pool, key=lambda each: self._score(each.estimate))
-        bases: list[_Candidate] = []
-        for candidate in by_score:
-            if all(candidate.option is not other.option for other in bases):
-                bases.append(candidate)
-        bases = [*bases, *(each for each in by_score if each not in bases)][: self._effort.bases]
+        """The best candidates of the most promising option, and one of each other, improved."""
         searches: dict[int, LocalSearch] = {}  # by option
+        pool = sorted(pool, key=lambda each: self._score(each.estimate))
+        leaders: list[_Candidate] = []
+        for candidate in pool:
+            if all(candidate.option is not other.option for other in leaders):
+                leaders.append(candidate)
+        count = min(self._effort.bases, len(pool))
+        if len(leaders) > 1:
+            leaders = [self._searched(each, count, searches) for each in leaders]
+            leaders.sort(key=lambda each: self._score(each.estimate))
+            pool = [each for each in pool if each.option is leaders[0].option]
+        bases = pool[: self._effort.bases]
         improved: list[_Candidate] = []
         for _ in range(ROUNDS):
             improved = [self._searched(base, len(bases), searches) for base in bases]
             improved.sort(key=lambda each: self._score(each.estimate))
             bases = improved[: max(1, len(improved) // KEPT)]
-        return [replace(each, policy=f"{each.policy}, improved") for each in improved]
+        found = [*improved, *leaders[1:]]
+        return [replace(each, policy=f"{each.policy}, improved") for each in found]
 
     def _searched(
         self, base: _Candidate, bases: int, searches: dict[int, LocalSearch]
