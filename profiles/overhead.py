@@ -23,9 +23,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from aieflow.profiles.samples import weighted_median
+from aieflow.profiles.samples import weighted_mean, weighted_median
 
 LEAST_SHARE = 0.1  # of a measured span that a step of an untraced run takes at least
+TAIL_MADS = 8.0  # from the median: a lane that wakes late now and then is no disturbance
 LIKE = 2.0  # the factor between plans, in gaps or in seconds, within which they are much alike
 
 
@@ -47,10 +48,11 @@ class Gaps:
             for many, each_s, _ in self.runs
         ]
         least = min(distances)
-        return weighted_median(
+        rows = (
             (gap_s, math.exp((least - distance) / 2))
             for (*_, gap_s), distance in zip(self.runs, distances, strict=True)
         )
+        return weighted_mean(rows, TAIL_MADS)
 
 
 @dataclass(frozen=True, slots=True)

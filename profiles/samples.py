@@ -84,3 +84,19 @@ def weighted_median(rows: Iterable[tuple[float, float]]) -> float:
         if so_far >= half:
             return value
     raise ValueError("no values have no median")
+
+
+def weighted_mean(rows: Iterable[tuple[float, float]], mads: float) -> float:
+    """The mean of those values, with their weights, that lie within so many MADs of the median.
+
+    Raises ValueError where there are none.
+
+    >>> weighted_mean([(1.0, 1.0), (2.0, 2.0), (4.0, 1.0), (900.0, 1.0)], mads=8.0)
+    2.25
+    """
+    known = tuple(rows)
+    median = weighted_median(known)
+    mad = weighted_median((abs(value - median), weight) for value, weight in known)
+    far = mads * max(mad, LEAST_SPREAD * abs(median))
+    near = [(value, weight) for value, weight in known if abs(value - median) <= far]
+    return sum(value * weight for value, weight in near) / sum(weight for _, weight in near)

@@ -273,14 +273,21 @@ def test_gaps_are_those_of_plans_like_it() -> None:
     short = [(100.0, 1e-4, gap_s) for gap_s in (2e-5, 2.1e-5, 90e-5)]
     long = [(20.0, 1e-2, gap_s) for gap_s in (6e-5, 6.1e-5, 6.2e-5)]
     gaps = Gaps((*short, *long))
-    assert gaps.seconds(120, 1.2e-4) == 2.1e-5  # one disturbed run moves nothing
-    assert gaps.seconds(20, 8e-3) == 6.1e-5
-    assert gaps.seconds(100, 1e-2) == 6.1e-5  # five times as many, but a hundred times as long
-    assert gaps.seconds(1, 1e3) == 6.1e-5  # like none: the nearest
-    assert gaps.seconds(1e9, 0.0) == 2.1e-5
+    for count, step_s, gap_s in (
+        (120, 1.2e-4, 2.05e-5),  # one disturbed run moves nothing
+        (20, 8e-3, 6.1e-5),
+        (100, 1e-2, 6.1e-5),  # five times as many, but a hundred times as long
+        (1, 1e3, 6.1e-5),  # like none: the nearest
+        (1e9, 0.0, 2.05e-5),
+    ):
+        # the others weigh less than a hundredth, and lie at most twice as far away
+        assert gaps.seconds(count, step_s) == pytest.approx(gap_s, rel=0.02)
     assert gaps.median_s == 6e-5
     copies = Gaps(((50.0, 1e-3, 2e-5), (2.0, 1e-3, 4e-4)))  # many follow each other: all awake
-    assert (copies.seconds(40, 1e-3), copies.seconds(3, 1e-3)) == (2e-5, 4e-4)
+    assert copies.seconds(40, 1e-3) == pytest.approx(2e-5)
+    assert copies.seconds(2, 1e-3) == pytest.approx(4e-4, rel=0.02)
+    late = Gaps(tuple((50.0, 1e-3, gap_s) for gap_s in (2e-5, 2.2e-5, 1.8e-5, 2.1e-5, 2.8e-5)))
+    assert late.seconds(50, 1e-3) == pytest.approx(2.18e-5)  # a tail counts
 
 
 def test_transfers_of_a_run_are_noted_where_it_has_several() -> None:
