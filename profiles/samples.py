@@ -12,7 +12,7 @@ that every tenth time has, and which a long sum of durations therefore holds.
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 TRUSTED = 10  # samples from which a point counts
@@ -51,9 +51,8 @@ class Samples:
     @property
     def expected(self) -> float:
         """The mean without outliers."""
-        median = self.median
-        far = OUTLIER_MADS * max(self.mad, LEAST_SPREAD * abs(median))
-        return statistics.fmean(value for value in self.values if abs(value - median) <= far)
+        rows = [(value, 1.0) for value in self.values]
+        return _mean_near(rows, self.median, self.mad, OUTLIER_MADS)
 
     @property
     def surely(self) -> float:
@@ -97,6 +96,12 @@ def weighted_mean(rows: Iterable[tuple[float, float]], mads: float) -> float:
     known = tuple(rows)
     median = weighted_median(known)
     mad = weighted_median((abs(value - median), weight) for value, weight in known)
+    return _mean_near(known, median, mad, mads)
+
+
+def _mean_near(
+    rows: Sequence[tuple[float, float]], median: float, mad: float, mads: float
+) -> float:
     far = mads * max(mad, LEAST_SPREAD * abs(median))
-    near = [(value, weight) for value, weight in known if abs(value - median) <= far]
+    near = [(value, weight) for value, weight in rows if abs(value - median) <= far]
     return sum(value * weight for value, weight in near) / sum(weight for _, weight in near)
