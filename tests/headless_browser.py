@@ -162,6 +162,11 @@ def headless_browser(path: str, folder: Path) -> Iterator[Browser]:
 
     process = subprocess.Popen(
         [path, *OPTIONS, f"--user-data-dir={folder}"],
+        env={
+            **os.environ,
+            "HOME": str(folder),
+            "XDG_CACHE_HOME": str(folder),
+        },  # none of the user's
         preexec_fn=place,
         close_fds=False,
         stdout=subprocess.DEVNULL,
