@@ -128,10 +128,18 @@ class Device(ABC):
     def bind_transfer(self, region: Array, direction: Direction) -> Callable[[], None]:
         """The call that brings bytes of an adopted or allocated buffer to the other side.
 
-        It returns when they are there; raises DeviceError. Where both sides are one, as on a device
-        without copy lanes, there is nothing to bring.
+        On a copy lane it may return before they are there: see `finish`. Raises DeviceError. Where
+        both sides are one, as on a device without copy lanes, there is nothing to bring.
         """
         return lambda: None
+
+    def transfer(self, region: Array, direction: Direction) -> None:
+        """Bring bytes to the other side and wait until they are there; raises DeviceError."""
+        self.bind_transfer(region, direction)()
+        if self.copy_lanes is not None:
+            finish = self.finish(self.copy_lanes[direction == "out"])
+            if finish is not None:
+                finish()
 
     def finish(self, lane: str) -> Callable[[], None] | None:
         """The call that waits until all work begun on `lane` is done, where calls return before."""

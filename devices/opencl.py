@@ -1,11 +1,12 @@
 """The iGPU, or whatever device an OpenCL driver offers: one compute lane, a copy lane each way.
 
 A bound node is a list of kernel objects with their arguments set, and a call only enqueues them;
-the lane's queue is in order, and `finish` waits for it. Transfers go over queues of their own, so
-the copy lanes run beside the compute lane. Memory is in `opencl_memory`, compiled programs in
+so does a transfer that copies nothing. Each lane has a queue of its own, in order, and `finish`
+waits for it: the copy lanes run beside the compute lane, and of transfers that nothing waits for
+only the last is waited for. Memory is in `opencl_memory`, compiled programs in
 `opencl_program`, which device it is in `opencl_driver`.
 
-With `profile` on, the driver's time stamps say when each node ran. They are told in the host's
+With `profile` on, the driver's time stamps say when each node and transfer ran, told in the host's
 `time.perf_counter_ns`: the offset of the two clocks is measured with short commands, and is right
 to half of the shortest one's time (`clock_error_ns`).
 """
@@ -13,6 +14,7 @@ to half of the shortest one's time (`clock_error_ns`).
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from aieflow.ops.op import Array
 from aieflow.ops.opencl.catalogue import kernels_for
 from aieflow.ops.opencl.launch import Launch, OpenClKernel, Operand
 
-COMPUTE, COPY_IN, COPY_OUT = "igpu.compute", "igpu.copy.in", "igpu.copy.out"
+LANES = COMPUTE, COPY_IN, COPY_OUT = "igpu.compute", "igpu.copy.in", "igpu.copy.out"
 CLOCK_ROUNDS = 20  # short commands that the clocks' offset is measured with
 
 
@@ -42,9 +44,9 @@ class DeviceSpan:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """The events of the first and last launch of a node."""
+    """The events of the first and last command of a node, or of a transfer."""
 
-    node: str
+    what: str
     first: cl.Event
     last: cl.Event
 
@@ -83,12 +85,11 @@ class OpenClDevice(Device):
         self._kernels = kernels_for(self.info.traits) if kernels is None else kernels
         self._fp64 = fp64
         self._offset_ns = 0
-        self._timed: list[Timed] | None = None  # None: not profiling
+        self._timed: dict[str, list[Timed]] | None = None  # by lane; None: not profiling
         with naming(f"opening {self.info.identity}"):
             self._context = cl.Context([device])
-            self._copies = {lane: cl.CommandQueue(self._context) for lane in (COPY_IN, COPY_OUT)}
-            self._queue: cl.CommandQueue | None = cl.CommandQueue(self._context)
-        self._memory = AdoptedMemory(self._context, self._queue, zero_copy)
+            self._queues = {lane: cl.CommandQueue(self._context) for lane in LANES}
+        self._memory = AdoptedMemory(self._context, self._queues[COMPUTE], zero_copy)
         self._programs = Programs(self._context, self.info, cache, self._notes)
 
     @property
@@ -144,12 +145,12 @@ class OpenClDevice(Device):
 
     def adopt(self, memory: Array) -> None:
         """Make page-aligned host memory reachable until `close`; raises DeviceError."""
-        self._open_queue()
+        self._queue(COMPUTE)
         self._memory.adopt(memory)
 
     def disown(self, memory: Array) -> None:
         """Forget memory that was adopted; nothing of it may be in use."""
-        self._open_queue()
+        self._queue(COMPUTE)
         self._memory.disown(memory)
 
     def free_nbytes(self) -> int:
@@ -158,7 +159,7 @@ class OpenClDevice(Device):
 
     def bind(self, node: Node, call: Call) -> Callable[[], None]:
         """The call that enqueues the node's launches; raises DeviceError, as the call may."""
-        self._open_queue()
+        self._queue(COMPUTE)
         if call.parts != 1:
             raise refusal(f"node {node.name} is one of {call.parts} parts: it takes one")
         kernel = self._kernels[node.op.name]
@@ -167,61 +168,65 @@ class OpenClDevice(Device):
 
     def bind_transfer(self, region: Array, direction: Direction) -> Callable[[], None]:
         """The call that brings bytes of adopted memory to the other side; raises DeviceError."""
-        self._open_queue()
         lane = COPY_IN if direction == "in" else COPY_OUT
-        transfer = self._memory.transfer(self._copies[lane], region, direction)
+        self._queue(lane)
+        transfer = self._memory.transfer(region, direction)
 
         def run() -> None:
-            self._open_queue()
-            transfer()
+            first, last = transfer(self._queue(lane))
+            if self._timed is not None:
+                self._timed[lane].append(Timed(direction, first, last))
 
         return run
 
     def finish(self, lane: str) -> Callable[[], None] | None:
-        """On the compute lane the call that waits for all enqueued work; raises DeviceError."""
-        return self._finish if lane == COMPUTE else None
+        """The call that waits for all enqueued work of a lane; raises DeviceError."""
+        return lambda: self._finish(lane)
 
     def profile(self, on: bool) -> Mapping[str, Clock]:
-        """Begin or end to note when nodes run; waits for work under way. Raises DeviceError.
+        """Begin or end to note when work runs; waits for what is under way. Raises DeviceError.
 
         The clocks drift apart, so each call with `on` compares them again.
         """
         if on != (self._timed is not None):
-            self._finish()
             timed = cl.command_queue_properties.PROFILING_ENABLE
-            with naming("opening a queue"):
-                self._queue = (
-                    cl.CommandQueue(self._context, properties=timed)
-                    if on
-                    else cl.CommandQueue(self._context)
-                )
-        self._timed = [] if on else None
+            for lane in LANES:
+                self._finish(lane)
+                with naming("opening a queue"):
+                    self._queues[lane] = (
+                        cl.CommandQueue(self._context, properties=timed)
+                        if on
+                        else cl.CommandQueue(self._context)
+                    )
+        self._timed = {lane: [] for lane in LANES} if on else None
         if not on:
             return {}
-        self._offset_ns, self.clock_error_ns = self._compare_clocks(self._open_queue())
-        return {COMPUTE: self._ran}
+        self._offset_ns, self.clock_error_ns = self._compare_clocks(self._queue(COMPUTE))
+        return {lane: partial(self._ran, lane) for lane in LANES}
 
     def spans(self) -> list[DeviceSpan]:
         """When nodes ran since `profile` or the last call of this; call it after `finish`."""
-        return self._spans(self._taken())
+        return self._spans(self._taken(COMPUTE))
 
     def _spans(self, timed: list[Timed]) -> list[DeviceSpan]:
         with naming("reading time stamps"):
             return [
                 DeviceSpan(
-                    one.node,
+                    one.what,
                     int(one.first.profile.start) + self._offset_ns,
                     int(one.last.profile.end) + self._offset_ns,
                 )
                 for one in timed
             ]
 
-    def _taken(self) -> list[Timed]:
-        timed, self._timed = self._timed or [], None if self._timed is None else []
+    def _taken(self, lane: str) -> list[Timed]:
+        if self._timed is None:
+            return []
+        timed, self._timed[lane] = self._timed[lane], []
         return timed
 
-    def _ran(self) -> Ran:
-        timed = self._taken()
+    def _ran(self, lane: str) -> Ran:
+        timed = self._taken(lane)
 
         def ran() -> tuple[int, int] | None:
             spans = self._spans(timed)
@@ -231,12 +236,13 @@ class OpenClDevice(Device):
 
     def close(self) -> None:
         """Wait for work under way and release everything; bound calls then raise DeviceError."""
-        if self._queue is None:
+        if not self._queues:
             return
         try:
-            self._finish()
+            for lane in LANES:
+                self._finish(lane)
         finally:
-            self._queue = None
+            self._queues.clear()
             self._timed = None
             self._memory.close()
             self._programs.close()
@@ -262,7 +268,7 @@ class OpenClDevice(Device):
         return self._memory.operand(address(array), int(array.nbytes))
 
     def _run(self, node: str, prepared: tuple[Prepared, ...]) -> None:
-        queue, events = self._open_queue(), []
+        queue, events = self._queue(COMPUTE), []
         for launch in prepared:
             try:
                 events.append(
@@ -275,16 +281,16 @@ class OpenClDevice(Device):
         with naming(f"node {node}"):
             queue.flush()  # begin at once: the lane's next call may be far
         if self._timed is not None:
-            self._timed.append(Timed(node, events[0], events[-1]))
+            self._timed[COMPUTE].append(Timed(node, events[0], events[-1]))
 
-    def _finish(self) -> None:
-        with naming(f"waiting for {COMPUTE}"):
-            self._open_queue().finish()
+    def _finish(self, lane: str) -> None:
+        with naming(f"waiting for {lane}"):
+            self._queue(lane).finish()
 
-    def _open_queue(self) -> cl.CommandQueue:
-        if self._queue is None:
+    def _queue(self, lane: str) -> cl.CommandQueue:
+        if not self._queues:
             raise refusal("the device was closed")
-        return self._queue
+        return self._queues[lane]
 
     def _compare_clocks(self, queue: cl.CommandQueue) -> tuple[int, int]:
         """What to add to a device time, and how much it may be off, in nanoseconds."""

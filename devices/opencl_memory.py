@@ -20,6 +20,8 @@ from aieflow.devices.base import PAGE, Direction, Moved
 from aieflow.devices.opencl_driver import cl, naming, refusal
 from aieflow.ops.op import Array
 
+Events = tuple[cl.Event, cl.Event]  # the first and the last command of a transfer
+Transfer = Callable[[cl.CommandQueue], Events]  # enqueues it; `finish` of the queue ends it
 BYTES = np.dtype(np.uint8)
 PROBE = 0xA5  # a byte that fresh zeros are not
 
@@ -146,10 +148,8 @@ class AdoptedMemory:
             extent.regions[offset, nbytes] = region
         return region
 
-    def transfer(
-        self, queue: cl.CommandQueue, region: Array, direction: Direction
-    ) -> Callable[[], None]:
-        """The call that brings a region to the other side over `queue`; raises DeviceError."""
+    def transfer(self, region: Array, direction: Direction) -> Transfer:
+        """What brings a region to the other side; raises DeviceError, as it may itself."""
         start, nbytes = address(region), int(region.nbytes)
         extent = self._extent_of(start, nbytes)
         buffer, offset = extent.buffer, start - extent.start
@@ -159,20 +159,25 @@ class AdoptedMemory:
         # what the host wrote lies in place already, so nothing needs to be fetched for the map
         flags = cl.map_flags.READ if direction == "out" else cl.map_flags.WRITE_INVALIDATE_REGION
 
-        def share() -> None:
+        def share(queue: cl.CommandQueue) -> Events:
             with naming(what):
-                mapped, _ = cl.enqueue_map_buffer(queue, buffer, flags, offset, (nbytes,), BYTES)
-                mapped.base.release(queue).wait()
+                mapped, first = cl.enqueue_map_buffer(
+                    queue, buffer, flags, offset, (nbytes,), BYTES, is_blocking=False
+                )
+                last = mapped.base.release(queue)
+                queue.flush()
             self.moved.transfers += 1
+            return first, last
 
-        def copy() -> None:
+        def copy(queue: cl.CommandQueue) -> Events:
             with naming(what):
                 if direction == "in":
-                    cl.enqueue_copy(queue, buffer, host, dst_offset=offset, is_blocking=True)
+                    done = cl.enqueue_copy(queue, buffer, host, dst_offset=offset, is_blocking=True)
                 else:
-                    cl.enqueue_copy(queue, host, buffer, src_offset=offset, is_blocking=True)
+                    done = cl.enqueue_copy(queue, host, buffer, src_offset=offset, is_blocking=True)
             self.moved.transfers += 1
             self.moved.copied_nbytes += nbytes
+            return done, done
 
         return share if self.is_zero_copy else copy
 

@@ -292,5 +292,5 @@ def _operand(device: OpenClDevice, spec: Spec) -> Array:
     data = device.allocate(spec.nbytes).data
     x: Array = data.view(np.float32).reshape(spec.shape)
     np.random.default_rng(0).standard_normal(out=x, dtype=np.float32)
-    device.bind_transfer(data, "in")()
+    device.transfer(data, "in")
     return x

@@ -9,6 +9,7 @@ that the plan saves are again what they were before the run.
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter_ns
 
 import numpy as np
@@ -106,6 +107,8 @@ class Executor:
                 worker.start()
             self._wait()
             end = perf_counter_ns()
+            for worker in self._workers:
+                worker.settle()
             error = self._first_error()
             if error is None:
                 self.states.outdate(self._updated, self.plan.exit)
@@ -165,7 +168,7 @@ class Executor:
                 calls.append((HOST, self._bind_derivation(name)))
             for side in sorted(sides - {HOST}):
                 region = raw_bytes(self._arrays[name])
-                calls.append((side, self._devices[side].bind_transfer(region, "in")))
+                calls.append((side, partial(self._devices[side].transfer, region, "in")))
             if calls:
                 entries[name] = calls
         return entries
@@ -286,7 +289,7 @@ class Executor:
         if side_of(step.lane, self._reach) != HOST:
             if device.is_separate:
                 return bound
-            fetch = [device.bind_transfer(raw_bytes(each), "out") for each in outputs.values()]
+            fetch = [partial(device.transfer, raw_bytes(each), "out") for each in outputs.values()]
 
         def observed() -> None:
             bound()

@@ -9,7 +9,7 @@ clock), and waits that follow from that are left out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +34,7 @@ from aieflow.runtime.transfer import (
 
 Kind = Literal["node", "in", "out", "save"]
 HERE: Mapping[str, Reach] = {}  # every device works on the host side
+GROUP = 24  # states that are brought to the host's side one after the other: of eight AdamW nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ def compile_plan(
         layout.save(value)
     for index in range(len(graph.nodes)):
         layout.add_node(index)
-    for value in (*(layout.last(states[name]) for name in renewed), *graph.results):
+    for value in (*in_groups([layout.last(states[name]) for name in renewed]), *graph.results):
         layout.bring(value, HOST, len(graph.nodes) - 1)
     steps = tuple(layout.steps)
     lanes = {
@@ -172,6 +173,16 @@ def compile_plan(
         derived or {},
         saves,
     )
+
+
+def in_groups(values: Sequence[Value]) -> Iterator[Value]:
+    """States that a run has updated, in the order in which they are brought to the host's side.
+
+    A transfer that waits for a step of a lane knows the lane's earlier steps to be done. So with
+    the last of a group first, a device is waited for once for each group, not for each value.
+    """
+    for first in range(0, len(values), GROUP):
+        yield from reversed(values[first : first + GROUP])
 
 
 def _split(node: Node, lanes: tuple[str, ...], kernels: Kernels) -> Split:

@@ -50,6 +50,7 @@ class Worker:
         self._finish = finish  # of the lane, where calls return before their work is done
         self._is_traced = False
         self._clock: Clock | None = None
+        self._answers: list[Ran] = []  # of the clock, for each instruction of a traced run
         self._is_closed = False
         self._wanted = 0  # runs asked for
         self._done = 0  # runs that ended
@@ -68,6 +69,7 @@ class Worker:
         self._is_traced = traced
         self._clock = clock
         self.is_cancelled = False
+        self._answers = []
         self.completed = 0  # here, for a worker that Ctrl-C keeps from starting
         self.error = None
 
@@ -88,8 +90,20 @@ class Worker:
         _wake(self._go)
         self._thread.join()
 
-    def _settle(self, ran: Sequence[tuple[int, int] | None]) -> None:
-        """Take over what the lane's clock says of the last run."""
+    def settle(self) -> None:
+        """Take over what the lane's clock says of the last run; the lane must be idle.
+
+        What is raised becomes the error of its instruction.
+        """
+        if self.is_cancelled or not self._answers:
+            return
+        ran: list[tuple[int, int] | None] = []
+        try:
+            for answer in self._answers:
+                ran.append(answer())
+        except Exception as error:
+            self.error = (self.program[len(ran)].step, error)
+            return
         are_done = [self._finish is None or each.finish is not None for each in self.program]
         spans = settled(list(zip(self.starts, self.ends, strict=True)), are_done, ran)
         self.starts, self.ends = [one for one, _ in spans], [other for _, other in spans]
@@ -102,7 +116,6 @@ class Worker:
             if self._done == self._wanted:
                 continue
             place, self.completed = 0, 0
-            answers: list[Ran] = []
             try:
                 for place, instruction in enumerate(self.program):
                     for lock in instruction.waits:
@@ -117,7 +130,7 @@ class Worker:
                             finish()
                         self.ends[place] = perf_counter_ns()
                         if self._clock is not None:
-                            answers.append(self._clock())
+                            self._answers.append(self._clock())
                     else:
                         instruction.call()
                         if instruction.finish is not None:
@@ -125,11 +138,6 @@ class Worker:
                     self.completed = place + 1  # before the signals: cancelling may break them off
                     for lock in instruction.signals:
                         lock.release()
-                ran = []
-                for place in range(len(answers)):  # now that the lane is idle
-                    ran.append(answers[place]())
-                if ran and not self.is_cancelled:
-                    self._settle(ran)
             except BaseException as error:
                 if not self.is_cancelled:  # else a signal met a lock that cancelling had released
                     self.error = (self.program[place].step, error)

@@ -1,7 +1,7 @@
 """Spans by a device's own clock: when its work ran, not how long the host waited for it."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -149,6 +149,8 @@ def test_a_clock_that_fails_is_a_failure_of_its_step() -> None:
     worker.prepare(True, lambda: next(answers))
     worker.start()
     worker.wait()
+    assert worker.error is None  # the lane is idle: only now may the clock be asked
+    worker.settle()
     assert worker.error is not None
     assert worker.error[0] == 7
     assert "time stamps" in str(worker.error[1])
@@ -185,11 +187,21 @@ def test_an_igpus_spans_are_the_drivers_and_legal() -> None:
 
     if not list_devices():
         pytest.skip("no OpenCL device here")
-    told: list[int] = []  # how long nodes ran by the driver's time stamps, in ns
+    told: list[int] = []  # how long nodes and transfers ran by the driver's time stamps, in ns
+    finished: list[str] = []  # the lanes that were waited for
 
     class Noting(OpenClDevice):
         def profile(self, on: bool) -> Mapping[str, Clock]:
             return {lane: noting(clock) for lane, clock in super().profile(on).items()}
+
+        def finish(self, lane: str) -> Callable[[], None]:
+            wait = super().finish(lane)
+
+            def finish() -> None:
+                finished.append(lane)
+                wait()
+
+            return finish
 
     def noting(clock: Clock) -> Clock:
         def ask() -> Ran:
@@ -212,10 +224,14 @@ def test_an_igpus_spans_are_the_drivers_and_legal() -> None:
         device.close()
     for trace in traces:
         require_legal(trace)
-    spans = [span for trace in traces for span in trace.spans if span.lane == "igpu.compute"]
+    spans = [span for trace in traces for span in trace.spans if span.lane.startswith("igpu.")]
     assert len(spans) == len(told) > 20
-    ordered = sorted(spans[: len(spans) // 2], key=lambda span: span.start_s)
-    assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(ordered))
+    for lane in (device.lanes[0], *device.copy_lanes):
+        ordered = [span for span in traces[0].spans if span.lane == lane]
+        ordered.sort(key=lambda span: span.start_s)
+        assert all(a.end_s <= b.start_s for a, b in itertools.pairwise(ordered))
+        # of steps that nothing else waits for only the last of a run is waited for
+        assert len(traces) + 1 <= finished.count(lane) < (len(traces) + 1) * len(ordered)
     found = sorted((span.end_s - span.start_s) * 1e9 for span in spans)
     # What the clocks' comparison is off by may cut a span short, and does so seldom; seconds since
     # the run's begin hold less than a nanosecond.

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,8 @@ class Sum:
             self.memory[i * step : i * step + 4 * count].view(np.float32) for i in range(3)
         )
         self.x[:], self.y[:], self.out[:] = 1, 2, -1
-        self.bring = device.bind_transfer(self.memory, "in")
-        self.fetch = device.bind_transfer(self.memory, "out")
+        self.bring = partial(device.transfer, self.memory, "in")
+        self.fetch = partial(device.transfer, self.memory, "out")
         self.call = device.bind(
             add_node(count), Call((self.x, self.y), (self.out,), {}, np.empty(0, np.uint8))
         )
@@ -155,7 +156,7 @@ def test_memory_of_its_own_is_copied_and_counted(opened: Opener) -> None:
     assert (work.out == 3).all()
     nbytes = work.memory.nbytes
     assert (device.moved.transfers, device.moved.copied_nbytes) == (2, 2 * nbytes)
-    device.bind_transfer(bytes_of(work.x), "in")()
+    device.transfer(bytes_of(work.x), "in")
     assert (device.moved.transfers, device.moved.copied_nbytes) == (3, 2 * nbytes + 4 * COUNT)
 
 
@@ -186,11 +187,11 @@ def test_a_transfer_moves_its_region_only(opened: Opener) -> None:
     work = Sum(device)
     work.run()
     work.x[:], work.y[:], work.out[:] = 10, 20, -1
-    device.bind_transfer(bytes_of(work.y), "in")()
+    device.transfer(bytes_of(work.y), "in")
     work.call()
     work.finish()
     assert (work.out == -1).all()
-    device.bind_transfer(bytes_of(work.out), "out")()
+    device.transfer(bytes_of(work.out), "out")
     assert (work.out == 21).all()  # the old x and the new y
     assert (work.x == 10).all()
 
@@ -225,7 +226,7 @@ def test_memory_adopted_twice_is_kept_until_it_was_disowned_twice(opened: Opener
     assert device.free_nbytes() == free - 10_000
     device.adopt(buffer.data[:PAGE])  # inside what is adopted
     device.disown(buffer.data)
-    device.bind_transfer(buffer.data, "in")()
+    device.transfer(buffer.data, "in")
     device.disown(buffer.data[:PAGE])
     assert device.free_nbytes() == free
     with pytest.raises(DeviceError, match="adopt it first"):
@@ -446,7 +447,7 @@ def test_a_span_covers_all_launches_of_a_node(opened: Opener) -> None:
     device.profile(True)
     work.call()
     work.finish()
-    (timed,) = device._timed or []
+    (timed,) = (device._timed or {})["igpu.compute"]
     (span,) = device.spans()
     assert timed.first != timed.last
     assert span.end_ns - span.begin_ns == timed.last.profile.end - timed.first.profile.start
@@ -468,10 +469,10 @@ def test_the_workspace_is_an_operand(opened: Opener) -> None:
     call = device.bind(add_node(64), Call((x, x), (out,), {}, workspace))
     finish = device.finish("igpu.compute")
     assert finish is not None
-    device.bind_transfer(memory, "in")()
+    device.transfer(memory, "in")
     call()
     finish()
-    device.bind_transfer(memory, "out")()
+    device.transfer(memory, "out")
     assert (workspace[256:].view(np.float32) == 2).all()
     assert (workspace[:256] == 0).all()
     assert (out == -1).all()

@@ -79,10 +79,10 @@ x, y, out = (memory[i : i + 256].view(np.float32) for i in (0, 256, 512))
 x[:], y[:] = 2, 3
 call = Call((x, y), (out,), {}, np.empty(0, np.uint8))
 for each in (
-    device.bind_transfer(memory, "in"),
+    lambda: device.transfer(memory, "in"),
     device.bind(builder.nodes[0], call),
     device.finish("igpu.compute"),
-    device.bind_transfer(memory, "out"),
+    lambda: device.transfer(memory, "out"),
 ):
     each()
 print(set(out.tolist()))

@@ -157,13 +157,12 @@ def run(device: OpenClDevice, case: Case, overwrite: Mapping[int, int]) -> Ran:
     workspace = arena.lay(workspace_nbytes)
     call = device.bind(node, Call(inputs, outputs, case.attrs, workspace))
     gc.collect()  # what only the driver holds would go now
-    bring, fetch = (device.bind_transfer(arena.memory, way) for way in ("in", "out"))
     finish = device.finish(device.lanes[0])
     assert finish is not None
-    bring()
+    device.transfer(arena.memory, "in")
     call()
     finish()
-    fetch()
+    device.transfer(arena.memory, "out")
     arena.assert_gaps()
     found = Ran(tuple(x.copy() for x in inputs), tuple(x.copy() for x in outputs))
     del call
@@ -326,13 +325,13 @@ def run_graph(device: OpenClDevice, graph: Graph, given: Mapping[str, Array]) ->
             tuple(arrays[value.name] for value in values) for values in (node.inputs, node.outputs)
         )
         calls.append(device.bind(node, Call(inputs, outputs, node.attrs, workspace)))
-    device.bind_transfer(arena.memory, "in")()
+    device.transfer(arena.memory, "in")
     for call in calls:
         call()
     finish = device.finish(device.lanes[0])
     assert finish is not None
     finish()
-    device.bind_transfer(arena.memory, "out")()
+    device.transfer(arena.memory, "out")
     arena.assert_gaps()
     states = {value.name for value in graph.states}  # their new values took their memory
     return {name: array.copy() for name, array in arrays.items() if name not in states}

@@ -106,12 +106,12 @@ class Runner:
         if over is not None:
             out = operands[over].reshape(out.shape)
         before = memory.copy()
-        self._device.bind_transfer(memory, "in")()
+        self._device.transfer(memory, "in")
         self._device.bind(node, Call(tuple(operands), (out,), node.attrs, space))()
         finish = self._device.finish("igpu.compute")
         assert finish is not None
         finish()
-        self._device.bind_transfer(memory, "out")()
+        self._device.transfer(memory, "out")
         result: Array = out.copy()
         for own in (out, space):  # every other byte is as it was
             offset = own.__array_interface__["data"][0] - memory.__array_interface__["data"][0]

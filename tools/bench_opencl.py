@@ -85,7 +85,7 @@ def _measure(
         owned.append(data)
         array: Array = data.view(np.float32).reshape(-1, spec.columns)
         rng.standard_normal(out=array, dtype=np.float32)
-        igpu.bind_transfer(data, "in")()
+        igpu.transfer(data, "in")
         operands.append(array)
     workspace = allocate_on(igpu, max(1, igpu.kernels["matmul"].workspace(bare)))
     call = Call((operands[0], operands[1]), (operands[2],), bare.attrs, workspace)

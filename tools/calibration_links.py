@@ -4,10 +4,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
-from aieflow.devices.base import Device, Direction
+from aieflow.devices.base import Clock, Device, Direction
 from aieflow.gpt2.config import ModelConfig
 from aieflow.gpt2.run_config import RunConfig
 from aieflow.gpt2.trainer import training_graph
@@ -28,25 +29,36 @@ PAIR_RUN_S = 0.05  # how long a device works alone, then beside another, at leas
 def measure_links(devices: dict[str, Device], rounds: int) -> dict[Series, tuple[float, ...]]:
     """Seconds of transfers of each device in both directions, syncs included, and of host copies.
 
-    `devices` has the host's first. Sizes and directions take turns. Raises DeviceError.
+    A device with a clock of its own for its copy lanes tells what they take there: what lies
+    between one and the next is a gap. `devices` has the host's first. Sizes and directions take
+    turns. Raises DeviceError.
     """
     home = next(iter(devices.values()))
-    calls: dict[Series, Callable[[], None]] = {}
+    calls: dict[Series, Callable[[], float]] = {}
     memory = allocate_host(devices, LINK_NBYTES[-1])
     memory[:] = 1
     target = np.ones_like(memory)
     try:
         for nbytes in LINK_NBYTES:
-            calls["copy", home.name, str(nbytes)] = _copy(memory[:nbytes], target[:nbytes])
+            copy = _copy(memory[:nbytes], target[:nbytes])
+            calls["copy", home.name, str(nbytes)] = partial(_seconds, copy)
             for device in devices.values():
                 if device.copy_lanes is None:
                     continue
-                for way in DIRECTIONS:
-                    call = device.bind_transfer(memory[:nbytes], way)
-                    calls[way, device.name, str(nbytes)] = call
+                clocks = device.profile(True)
+                for way, lane in zip(DIRECTIONS, device.copy_lanes, strict=True):
+                    transfer = partial(device.transfer, memory[:nbytes], way)
+                    clock = clocks.get(lane)
+                    calls[way, device.name, str(nbytes)] = (
+                        partial(_seconds, transfer)
+                        if clock is None
+                        else partial(_seconds_told, transfer, clock)
+                    )
         return _timed(calls, rounds)
     finally:
         calls.clear()
+        for device in devices.values():
+            device.profile(False)
         release_host(devices, memory)
 
 
@@ -106,13 +118,15 @@ def _copy(source: Array, target: Array) -> Callable[[], None]:
     return lambda: np.copyto(target, source)
 
 
-def _timed(calls: dict[Series, Callable[[], None]], rounds: int) -> dict[Series, tuple[float, ...]]:
+def _timed(
+    calls: dict[Series, Callable[[], float]], rounds: int
+) -> dict[Series, tuple[float, ...]]:
     seconds: dict[Series, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     for _ in range(rounds):
         for name, call in calls.items():
-            seconds[name].append(_seconds(call))
+            seconds[name].append(call())
     return {name: tuple(each) for name, each in seconds.items()}
 
 
@@ -120,6 +134,14 @@ def _seconds(call: Callable[[], None]) -> float:
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
+
+
+def _seconds_told(call: Callable[[], None], clock: Clock) -> float:
+    """Seconds of what `call` began and ended on a device, by the device's clock."""
+    call()
+    ran = clock()()
+    assert ran is not None
+    return (ran[1] - ran[0]) / 1e9
 
 
 def _seconds_beside(call: Callable[[], None], other: Callable[[], None]) -> float:
