@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import mean
 
+import numpy as np
 import pytest
 from made_up_costs import MadeUp, drawn_costs, fakes, step_cost
 
@@ -17,9 +18,15 @@ from aieflow.ops.graph import Graph
 from aieflow.ops.pointwise import ADD, GELU
 from aieflow.ops.spec import Spec
 from aieflow.runtime.layout import compiled, laid_out
-from aieflow.runtime.policies.estimate import estimate, floor
+from aieflow.runtime.policies.climb import path_of
+from aieflow.runtime.policies.estimate import Estimator, estimate, floor, order_of
+from aieflow.runtime.policies.flat import Flat, laid
 from aieflow.runtime.policies.heft import upward_ranks
+from aieflow.runtime.policies.local_search import LocalSearch
+from aieflow.runtime.policies.objective import Objective
+from aieflow.runtime.policies.step_layout import END, NODE
 from aieflow.runtime.policies.tasks import Tasks, tasks_of
+from aieflow.runtime.policies.virtual_run import run
 from aieflow.runtime.simulate import joules, simulate
 from aieflow.runtime.transfer import reaches
 
@@ -186,3 +193,41 @@ def test_states_that_cannot_be_harmed_are_not_copied() -> None:
     copied = estimate(tasks, harmed, ranks).busy_s[save]
     assert copied == pytest.approx(case.saved(harmed))
     assert copied > 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_path_is_what_makes_the_length(seed: int) -> None:
+    """From the last end back: each step began as its cause ended, the first when the run did."""
+    case, homes = random_case(seed)
+    tasks = case.tasks()
+    flat = Flat(tasks)
+    steps = laid(flat, homes)
+    count = len(steps.seconds)
+    started, ended, causes = np.empty(count), np.empty(count), np.empty(count, np.int64)
+    order = order_of(upward_ranks(tasks))
+    own = steps.steps, steps.seconds, steps.next_of, steps.links
+    assert run(*own, order, *flat.lanes, started, ended, causes) == count
+    step, nodes = int(np.argmax(ended)), list[int]()
+    while causes[step] != END:
+        assert started[step] == ended[causes[step]]
+        nodes.append(int(steps.steps[NODE, step]))
+        step = int(causes[step])
+    assert started[step] == 0
+    nodes.append(int(steps.steps[NODE, step]))
+    able = np.array([[bool(each) for each in row] for row in tasks.pieces])
+    path = np.empty(count, np.int64)
+    found = path[: path_of(steps.steps, ended, causes, able, path)].tolist()
+    assert set(found) == {node for node in nodes if len(tasks.able(node)) > 1}
+    assert found
+
+
+def test_searches_side_by_side_find_what_each_finds_alone() -> None:
+    case, homes = random_case(5, nodes=60)
+    tasks = case.tasks()
+    ranks = upward_ranks(tasks)
+    bases = [(homes, ranks), (homes[::-1], ranks), ([0] * 60, ranks), (homes, tuple(range(60)))]
+    together = LocalSearch(tasks, Estimator(tasks), Objective()).all_improved(bases, 300)
+    for base, found in zip(bases, together, strict=True):
+        alone = LocalSearch(tasks, Estimator(tasks), Objective()).improved(*base, 300)
+        assert (found.homes, found.estimate.seconds) == (alone.homes, alone.estimate.seconds)
+    assert len({found.homes for found in together}) > 1

@@ -73,3 +73,22 @@ def test_a_slot_is_free_for_the_next_in_turn_alone() -> None:
     )
     held = estimate(tasks, (0, 1, 1, 1), (4.0, 3.0, 2.0, 1.0))
     assert (held.starts["b"], held.starts["c"], held.seconds) == (1, 11, 13)
+
+
+def test_what_a_device_waits_for_goes_first_on_the_host() -> None:
+    """
+    The unpack has the lowest rank of all, and is next as soon as it can be.
+
+    far   [a ]
+    host  [first  ][a's][second ]
+          0  1     3    4       7
+    """
+    tasks = published([[3, 20], [3, 20], [9, 1]], [])
+    unpacked = (
+        Piece(1, 1.0, name="a"),
+        Piece(0, 1.0, after=(0,), name="a:unpack"),
+    )
+    tasks = replace(tasks, pieces=(*tasks.pieces[:2], ((), unpacked)))
+    held = estimate(tasks, (0, 0, 1), (3.0, 2.0, 1.0))
+    assert held.starts["a:unpack"] == 3
+    assert held.seconds == 7

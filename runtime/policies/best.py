@@ -35,7 +35,7 @@ LISTS: Mapping[str, Callable[[Tasks], Decision]] = {"heft": heft, "peft": peft, 
 class Effort:
     """How much planning may do; nodes count once for each estimate, or simulation, of a graph."""
 
-    estimated_nodes: int = 6_000_000
+    estimated_nodes: int = 9_000_000
     simulated_nodes: int = 4_000
     bases: int = 6  # assignments that are improved
     most: int = 4_000  # estimates of a small graph; simulations
@@ -221,32 +221,39 @@ class _Search:
                 leaders.append(candidate)
         count = min(self._effort.bases, len(pool))
         if len(leaders) > 1:
-            leaders = [self._searched(each, count, searches) for each in leaders]
+            leaders = [self._searched([each], count, searches)[0] for each in leaders]
             leaders.sort(key=lambda each: self._score(each.estimate))
             pool = [each for each in pool if each.option is leaders[0].option]
         bases = pool[: self._effort.bases]
         improved: list[_Candidate] = []
-        for _ in range(ROUNDS):
-            improved = [self._searched(base, len(bases), searches) for base in bases]
+        for number in range(ROUNDS):
+            of = 1 if number == ROUNDS - 1 else len(bases)  # the last have as much as one would
+            improved = self._searched(bases, of, searches)
             improved.sort(key=lambda each: self._score(each.estimate))
-            bases = improved[: max(1, len(improved) // KEPT)]
+            bases = improved[: max(2, len(improved) // KEPT)]
         found = [*improved, *leaders[1:]]
         return [replace(each, policy=f"{each.policy}, improved") for each in found]
 
     def _searched(
-        self, base: _Candidate, bases: int, searches: dict[int, LocalSearch]
-    ) -> _Candidate:
-        """A candidate after its share of one round."""
-        option = base.option
+        self, bases: Sequence[_Candidate], of: int, searches: dict[int, LocalSearch]
+    ) -> list[_Candidate]:
+        """Candidates of one option, each after one `of` so many shares of a round."""
+        option = bases[0].option
         if option.shards not in searches:
             searches[option.shards] = LocalSearch(option.tasks, option.estimator, self._objective)
         estimates = self._effort.estimated_nodes // max(1, option.tasks.count)
-        estimates = max(2, min(estimates, self._effort.most) // (ROUNDS * bases))
-        better = searches[option.shards].improved(base.homes, base.ranks, estimates - 1)
-        self._estimates += better.estimates + 1
-        if better.homes == base.homes:
-            return replace(base, is_trivial=False)
-        return _ordered(base.policy, option, better.homes, base.ranks)
+        estimates = max(2, min(estimates, self._effort.most) // (ROUNDS * of))
+        starts = [(base.homes, base.ranks) for base in bases]
+        found: list[_Candidate] = []
+        better = searches[option.shards].all_improved(starts, estimates - 1)
+        for base, each in zip(bases, better, strict=True):
+            self._estimates += each.estimates + 1
+            found.append(
+                replace(base, is_trivial=False)
+                if each.homes == base.homes
+                else _ordered(base.policy, option, each.homes, base.ranks)
+            )
+        return found
 
     def _may_simulate(self, candidate: _Candidate) -> bool:
         """One at least; then as long as the effort lasts, and while it could be the best."""

@@ -1,10 +1,11 @@
 """The machine code of `local_search`: changes an assignment at random, and keeps what is better.
 
 A change moves one node, swaps the devices of two, or moves a stretch of a group (of like nodes, in
-program order). It is kept if its score is better than the present one, or by chance a little worse:
-less so from change to change (threshold accepting: Dueck and Scheuer, J. Comp. Phys. 90, 1990). The
-chances are those of a fixed sequence (Park and Miller, CACM 31(10), 1988), so the same inputs give
-the same assignment on every computer.
+program order); nodes on the path that makes the length are taken more often. It is kept if its
+score is better than the present one, or by chance a little worse: less so from change to change
+(threshold accepting: Dueck and Scheuer, J. Comp. Phys. 90, 1990). The chances are those of a fixed
+sequence (Park and Miller, CACM 31(10), 1988), so the same inputs give the same assignment on every
+computer.
 """
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from aieflow.runtime.policies.step_layout import (
     ABSENT,
     END,
+    NODE,
     PARTS,
     RESOURCE,
     Bools,
@@ -26,6 +28,7 @@ from aieflow.runtime.policies.virtual_run import run
 TIME, ENERGY, ENERGY_DELAY, POWER_CAP = range(4)  # what the score is
 FACTOR, PRIME = 48271, 2147483647
 HEAT = 3e-4  # of the score: so much worse a change may be in the beginning
+HOT = 60  # of a hundred: chances that a node moves that is on the path which makes the length
 LONGEST = 12  # nodes of a stretch, unless it is the whole group
 
 
@@ -55,11 +58,18 @@ def _next(chance: Ints, below: int) -> int:
 
 @compiled
 def _change(
-    home: Ints, able: Bools, movable: Ints, groups: tuple[Ints, Ints], chance: Ints
+    home: Ints,
+    able: Bools,
+    movable: Ints,
+    groups: tuple[Ints, Ints],
+    path: Ints,
+    chance: Ints,
 ) -> bool:
     """Change an assignment in place; False: it is as before."""
     kind, devices = _next(chance, 20), able.shape[1]
     node = movable[_next(chance, len(movable))]
+    if len(path) > 0 and _next(chance, 100) < HOT:
+        node = path[_next(chance, len(path))]
     if kind < 10:
         device = _next(chance, devices)
         if not able[node, device] or home[node] == device:
@@ -90,6 +100,19 @@ def _change(
             home[node] = device
             is_new = True
     return is_new
+
+
+@compiled
+def path_of(steps: Ints, ended: Floats, causes: Ints, able: Bools, path: Ints) -> int:
+    """Fill in the nodes that could be elsewhere of the steps that make the length; how many."""
+    count, step, last = 0, int(np.argmax(ended)), -1
+    while step != END:
+        node = steps[NODE, step]
+        if node != last and able[node].sum() > 1:
+            path[count] = node
+            count += 1
+        step, last = causes[step], node
+    return count
 
 
 @compiled
@@ -124,20 +147,22 @@ def climb(
     What runs in a circle, or needs more than the `room` for links, is not taken.
     """
     sides, is_remote, writer, inputs, ends, is_earlier = risks
-    holds, frees, width, worker, slowdowns, continues, in_turn, taker, rings = lanes
+    holds, frees, width, worker, slowdowns, goes_first, in_turn, taker, rings = lanes
     steps, links = np.empty((5, most_steps), np.int64), np.empty((2, room), np.int64)
     seconds, next_of = np.empty(most_steps, np.float64), np.empty(most_steps, np.int64)
     read, readers = np.empty((2, room), np.int64), np.empty(len(writer), np.int64)
     arrived = np.empty((len(writer), len(sides) + 1), np.int64)
     started, ended = np.empty(most_steps, np.float64), np.empty(most_steps, np.float64)
     used, chance = np.empty(3, np.int64), np.ones(1, np.int64)
+    causes, path = np.empty(most_steps, np.int64), np.empty(most_steps, np.int64)
     now, then, best = home.copy(), home.copy(), home.copy()
+    hot = 0
     held = least = np.inf
     for estimate in range(estimates):
         if estimate > 0:
             then[:] = now
             tries = 0
-            while not _change(then, able, movable, groups, chance) and tries < 1000:
+            while not _change(then, able, movable, groups, path[:hot], chance) and tries < 1000:
                 tries += 1
         is_saved = endangered(then, sides, is_remote, writer, inputs, ends, is_earlier)
         used[:], arrived[:], readers[:] = 0, ABSENT, END
@@ -179,12 +204,13 @@ def climb(
             width,
             worker,
             slowdowns,
-            continues,
+            goes_first,
             in_turn,
             taker,
             rings,
             started[:count],
             ended[:count],
+            causes[:count],
         )
         if done < count:
             continue
@@ -193,6 +219,7 @@ def climb(
         heat = HEAT * held * (1.0 - estimate / estimates) if estimate > 0 else 0.0
         if score < held + heat * _next(chance, 1000) / 1000:
             now[:], held = then, score
+            hot = path_of(steps, ended[:count], causes, able, path)
             if score < least:
                 best[:], least = then, score
     return best

@@ -58,6 +58,7 @@ class Estimator:
             *flat.lanes,
             started,
             ended,
+            np.zeros(count, np.int64),
         )
         if done < count:
             raise PlanError(f"{tasks.name}: nodes wait for each other: {done} of {count} ran")

@@ -23,6 +23,9 @@ Rows: TypeAlias = tuple[
 ]
 
 
+HOST_DEVICE = 0  # the first device works on the host's side
+
+
 class _Lists:
     """Lists of numbers, one after the other: `starts[n]` to `starts[n + 1]` is the n-th."""
 
@@ -40,7 +43,10 @@ class Flat:
         self.first = np.zeros((self.count, devices + 1), np.int64)  # piece of node and device
         # Lanes that work in the order in which slots were taken.
         self.in_turn = np.zeros(len(tasks.resources), np.bool_)
-        continues: list[bool] = []  # of pieces: takes a slot after an earlier one of its node
+        # Of pieces: before all others on its lanes. It takes a slot after an earlier one of its
+        # node, or a device waits for it that is not the host's.
+        goes_first: list[bool] = []
+        host_lanes = {p.resource for row in tasks.pieces for p in row[HOST_DEVICE]}
         taker: list[int] = []  # of pieces: the last before it that took a slot, or itself
         for node, row in enumerate(tasks.pieces):
             for device, pieces in enumerate(row):
@@ -50,7 +56,8 @@ class Flat:
                 for piece in pieces:
                     last = taker[-1] if held else len(taker)
                     taker.append(len(taker) if piece.holds else last)
-                    continues.append(held and piece.holds)
+                    converts = device != HOST_DEVICE and piece.resource in host_lanes
+                    goes_first.append((held and piece.holds) or converts)
                     held = held or piece.holds
                     if held and tasks.resources[piece.resource].device == device:
                         self.in_turn[piece.resource] = True
@@ -62,13 +69,13 @@ class Flat:
             renewed[renewal.node].append(number)
             self.renewal_piece[number] = len(self.pieces)
             self.pieces.append(renewal.piece)
-            continues.append(False)
+            goes_first.append(False)
             taker.append(len(taker))
         self.renewals = _Lists(renewed)
         self.resource = np.array([each.resource for each in self.pieces], np.int64)
         self.seconds = np.array([each.seconds for each in self.pieces], np.float64)
         self.parts = np.array([each.parts for each in self.pieces], np.int64)
-        self.continues = np.array(continues, np.bool_)
+        self.goes_first = np.array(goes_first, np.bool_)
         self.taker = np.array(taker, np.int64)
         slots = [each.width or 0 for each in tasks.resources if each.is_slots]
         self.rings = np.zeros((len(tasks.resources), max([1, *slots])), np.bool_)  # none is taken
@@ -131,7 +138,7 @@ class Flat:
     def lanes(self) -> tuple[Bools, Ints, Ints, Ints, Floats, Bools, Bools, Ints, Bools]:
         """What `virtual_run.run` reads of lanes, before the times that it writes."""
         own = self.holds, self.frees, self.width, self.worker, self.slowdowns
-        return (*own, self.continues, self.in_turn, self.taker, self.rings)
+        return (*own, self.goes_first, self.in_turn, self.taker, self.rings)
 
     def _hops(self, hops: Sequence[Hops], sides: int) -> None:
         """Values of one size share a row: from, to, hop -> resource and seconds."""

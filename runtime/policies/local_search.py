@@ -6,6 +6,7 @@ of a role in one layer or one slice of the batch, or of a slice. The loop is mac
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,10 +54,33 @@ class LocalSearch:
 
     def improved(self, homes: Sequence[int], ranks: Sequence[float], estimates: int) -> Improved:
         """The best assignment found from `homes` with so many estimates, at least one."""
-        tasks, flat, objective = self._tasks, self._estimator.flat, self._objective
+        (found,) = self.all_improved([(homes, ranks)], estimates)
+        return found
+
+    def all_improved(
+        self, bases: Sequence[tuple[Sequence[int], Sequence[float]]], estimates: int
+    ) -> list[Improved]:
+        """The best assignments found from several, with their ranks, side by side.
+
+        Each has so many estimates; none knows of the others, so the number of cores changes nothing
+        but the time that it takes.
+        """
+        estimate = self._estimator.estimate
         if len(self._movable) == 0 or estimates < 2:
-            return Improved(tuple(homes), self._estimator.estimate(homes, ranks), 1)
-        laid(flat, homes)  # makes room
+            return [Improved(tuple(homes), estimate(homes, ranks), 1) for homes, ranks in bases]
+        for homes, _ in bases:
+            laid(self._estimator.flat, homes)  # makes room, before any begins
+        with ThreadPoolExecutor(max_workers=len(bases)) as pool:
+            found = list(pool.map(lambda base: self._climbed(base[0], base[1], estimates), bases))
+        return [
+            Improved(homes, estimate(homes, ranks), estimates)
+            for homes, (_, ranks) in zip(found, bases, strict=True)
+        ]
+
+    def _climbed(
+        self, homes: Sequence[int], ranks: Sequence[float], estimates: int
+    ) -> tuple[int, ...]:
+        tasks, flat, objective = self._tasks, self._estimator.flat, self._objective
         found = climb(
             np.array(homes, np.int64),
             order_of(ranks),
@@ -74,8 +98,7 @@ class LocalSearch:
             flat.most_steps,
             2 * flat.room,
         )
-        chosen = tuple(int(device) for device in found)
-        return Improved(chosen, self._estimator.estimate(chosen, ranks), estimates)
+        return tuple(int(device) for device in found)
 
 
 def groups_of(tasks: Tasks) -> tuple[tuple[int, ...], ...]:

@@ -86,18 +86,20 @@ def run(
     width: Ints,
     worker: Ints,
     slowdowns: Floats,
-    continues: Bools,
+    goes_first: Bools,
     in_turn: Bools,
     taker: Ints,
     rings: Bools,
     started: Floats,
     ended: Floats,
+    causes: Ints,
 ) -> int:
-    """Fill in when steps start and end; return how many of them ran.
+    """Fill in when steps start and end, and whose end let them start (`causes`); how many ran.
 
-    `order` ranks nodes, 0 the highest. Separate memory is used in turn: slots are taken in a ring,
-    a node that has taken one takes its others before anybody else does, and its device follows that
-    order. A device's clock of work advances more slowly while others are busy, too.
+    `order` ranks nodes, 0 the highest; pieces that go first do so before all others. Separate
+    memory is used in turn: slots are taken in a ring, a node that has taken one takes its others
+    before anybody else does, and its device follows that order. A device's clock of work advances
+    more slowly while others are busy, too.
     """
     many, resources, devices = steps.shape[1], len(width), slowdowns.shape[1]
     missing, free = steps[MISSING].copy(), width.copy()
@@ -111,12 +113,12 @@ def run(
     turn, turns = np.full(len(order), -1, np.int64), 0
     is_taken, taken = rings.copy(), np.zeros(resources, np.int64)
     slot_of = np.empty(len(holds), np.int64)  # by the piece that took it
-    for step in range(many):
-        if missing[step] == 0:
-            lane = int(steps[RESOURCE, step])
-            _push(ready[lane], waiting[lane], order[steps[NODE, step]] * many + step)
+    for first in range(many):
+        if missing[first] == 0:
+            lane = int(steps[RESOURCE, first])
+            _push(ready[lane], waiting[lane], order[steps[NODE, first]] * many + first)
             waiting[lane] += 1
-    now, mask, done = 0.0, 0, 0
+    now, mask, done, step = 0.0, 0, 0, END
     while True:
         for lane in range(resources):
             if not touched[lane]:
@@ -124,16 +126,16 @@ def run(
             touched[lane] = False
             device = int(worker[lane])
             while waiting[lane] > 0:
-                step = ready[lane, 0] % many
-                piece = steps[PIECE, step]
+                begun = ready[lane, 0] % many
+                piece = steps[PIECE, begun]
                 takes, slot = piece != END and holds[piece], taken[lane] % width[lane]
-                if steps[PARTS, step] > free[lane] or (takes and is_taken[lane, slot]):
+                if steps[PARTS, begun] > free[lane] or (takes and is_taken[lane, slot]):
                     break
                 _pop(ready[lane], waiting[lane])
                 waiting[lane] -= 1
-                free[lane] -= steps[PARTS, step]
-                started[step] = now
-                node = steps[NODE, step]
+                free[lane] -= steps[PARTS, begun]
+                started[begun], causes[begun] = now, step
+                node = steps[NODE, begun]
                 if takes:
                     is_taken[lane, slot], slot_of[piece] = True, slot
                     taken[lane] += 1
@@ -142,7 +144,11 @@ def run(
                         turns += 1
                 at = float(anchor_work[device] + (now - anchor[device]) * rate[device])
                 _push_work(
-                    work[device], pending[device], running[device], at + float(seconds[step]), step
+                    work[device],
+                    pending[device],
+                    running[device],
+                    at + float(seconds[begun]),
+                    begun,
                 )
                 running[device] += 1
         busy = 0
@@ -186,7 +192,7 @@ def run(
                 rank = order[node]
                 if in_turn[lane]:
                     rank = turn[node]
-                elif steps[PIECE, other] != END and continues[steps[PIECE, other]]:
+                elif steps[PIECE, other] != END and goes_first[steps[PIECE, other]]:
                     rank = -1
                 _push(ready[lane], waiting[lane], rank * many + other)
                 waiting[lane] += 1
