@@ -9,9 +9,9 @@ anything measured that is no work, named by its kind and subject:
 - `("copy", "cpu", "65536")` a copy within the host's memory
 - `("gap", "cpu", "cpu.compute waits")` between the end of what a step of that kind of lane follows
   and its start, the mean of one run; "gaps" how many such steps that run had, "step" what its
-  steps on compute lanes took
+  steps on compute lanes took; `("gap", "cpu", "untraced")` what a step takes more or less when
+  nobody notes its span
 - `("run", "cpu", "")` what a run takes beyond its steps
-- `("untraced", "cpu", "")` what a step takes more or less when nobody notes its span
 - `("slowdown", "cpu,igpu", "")` how many times longer the first takes beside the second
 """
 

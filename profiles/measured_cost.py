@@ -15,7 +15,7 @@ from aieflow.ops.graph import Node
 from aieflow.ops.kernel import Kernels
 from aieflow.profiles.fit import LEAST_FOR_VARIANT, Curve, Fit, curve, fit
 from aieflow.profiles.measured import MeasuredProfile, Point
-from aieflow.profiles.overhead import Gaps, Overheads
+from aieflow.profiles.overhead import UNTRACED, Overheads, PerStep
 from aieflow.profiles.samples import Samples
 from aieflow.profiles.work import Work, work_of
 
@@ -168,8 +168,8 @@ def overheads(profile: MeasuredProfile) -> Overheads:
     known: dict[str, dict[tuple[str, str], Samples]] = {}
     for (kind, devices, subject), samples in sorted(profile.series.items()):
         known.setdefault(kind, {})[devices, subject] = samples
-    gaps = {
-        name: Gaps(
+    beside = {
+        name: PerStep(
             tuple(
                 zip(
                     known["gaps"][name].values,
@@ -183,8 +183,8 @@ def overheads(profile: MeasuredProfile) -> Overheads:
     }
     return Overheads(
         {devices: samples.median for (devices, _), samples in known.get("run", {}).items()},
-        gaps,
-        {device: samples.surely for (device, _), samples in known.get("untraced", {}).items()},
+        {name: each for name, each in beside.items() if name[1] != UNTRACED},
+        {device: each for (device, kind), each in beside.items() if kind == UNTRACED},
     )
 
 

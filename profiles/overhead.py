@@ -9,11 +9,12 @@ and by how long their steps are.
 
 The first step of a lane begins with the run; what that takes is `run_s`. Spans are noted in a
 traced run, which may take longer than another: a device without a clock of its own is waited for
-after every step. So a step of an untraced run takes `untraced_s` more, or less.
+after every step, and noting keeps cores busy that could compute. So a step of an untraced run takes
+more, or less (`untraced`): as in the runs of plans like it, too.
 
 What is known of the same devices together goes before what is known of others.
 
->>> known = Overheads(gaps={("cpu", "cpu.compute waits"): Gaps(((95, 1e-4, 2e-5),))})
+>>> known = Overheads(gaps={("cpu", "cpu.compute waits"): PerStep(((95, 1e-4, 2e-5),))})
 >>> beside = known.of("cpu", {"cpu.compute waits": 80}, 2e-4)
 >>> beside.seconds(1e-3, "cpu.compute.0", ["cpu.compute.1"], is_first=False)
 0.00102
@@ -27,22 +28,23 @@ from aieflow.profiles.samples import weighted_mean, weighted_median
 
 LEAST_SHARE = 0.1  # of a measured span that a step of an untraced run takes at least
 TAIL_MADS = 8.0  # from the median: a lane that wakes late now and then is no disturbance
+UNTRACED = "untraced"  # in place of a gap's kind: what a step takes more if its span is not noted
 LIKE = 2.0  # the factor between plans, in gaps or in seconds, within which they are much alike
 
 
 @dataclass(frozen=True, slots=True)
-class Gaps:
-    """Gaps of one kind, as they were in at least one run."""
+class PerStep:
+    """What steps take beside their work, of one kind, as it was in at least one run."""
 
-    runs: tuple[tuple[float, float, float], ...]  # gaps, mean seconds of a step, of a gap
+    runs: tuple[tuple[float, float, float], ...]  # how many, mean seconds of a step, and beside it
 
     @property
     def median_s(self) -> float:
-        """Seconds of a gap, the median of the runs."""
+        """Seconds beside a step's work, the median of the runs."""
         return weighted_median((gap_s, 1.0) for *_, gap_s in self.runs)
 
     def seconds(self, count: float, step_s: float) -> float:
-        """Seconds of a gap in a plan with so many, whose steps take so long: of runs like it."""
+        """Those of a plan with so many, whose steps take so long: of runs like it."""
         distances = [
             _distance(count, many) ** 2 + _distance(step_s, each_s) ** 2
             for many, each_s, _ in self.runs
@@ -78,8 +80,8 @@ class Overheads:
     """Seconds beside the work of steps, by devices (names with commas); 0 where unknown."""
 
     run_s: Mapping[str, float] = field(default_factory=dict)
-    gaps: Mapping[tuple[str, str], Gaps] = field(default_factory=dict)  # and by `gap_kind`
-    untraced_s: Mapping[str, float] = field(default_factory=dict)  # by the device of the step
+    gaps: Mapping[tuple[str, str], PerStep] = field(default_factory=dict)  # and by `gap_kind`
+    untraced: Mapping[str, PerStep] = field(default_factory=dict)  # by the device of the step
 
     def of(self, devices: str, counts: Mapping[str, int], step_s: float) -> PlanOverheads:
         """Those of a plan whose compute lanes are those of `devices`.
@@ -94,7 +96,11 @@ class Overheads:
             known = known if own is None else [own]
             found[kind] = max((each.seconds(count, step_s) for each in known), default=0.0)
         run_s = self.run_s.get(devices, max(self.run_s.values(), default=0.0))
-        return PlanOverheads(run_s, found, self.untraced_s)
+        untraced_s = {
+            device: each.seconds(_computing(device, counts), step_s)
+            for device, each in self.untraced.items()
+        }
+        return PlanOverheads(run_s, found, untraced_s)
 
 
 NO_OVERHEADS = Overheads()
@@ -110,6 +116,11 @@ def gap_kind(lane: str, after: Sequence[str]) -> str:
     others = {other.partition(".")[0] for other in after}
     what = "goes on" if not after else "waits" if others == {device} else "crosses"
     return f"{'.'.join(lane.split('.')[:2])} {what}"
+
+
+def _computing(device: str, counts: Mapping[str, int]) -> int:
+    """How many gaps lie before steps on a device's compute lanes."""
+    return sum(many for kind, many in counts.items() if kind.startswith(f"{device}.compute "))
 
 
 def _distance(one: float, other: float) -> float:

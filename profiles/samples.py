@@ -10,7 +10,6 @@ that every tenth time has, and which a long sum of durations therefore holds.
 (1.0, 0.1, 1.0, False)
 """
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -53,15 +52,6 @@ class Samples:
         """The mean without outliers."""
         rows = [(value, 1.0) for value in self.values]
         return _mean_near(rows, self.median, self.mad, OUTLIER_MADS)
-
-    @property
-    def surely(self) -> float:
-        """The median where it differs from 0 by more than chance, else 0.
-
-        That is two standard errors, of a median of normal samples: 1.25 x 1.48 MAD / sqrt(count).
-        """
-        error = 1.25 * 1.4826 * self.mad / math.sqrt(self.count)
-        return self.median if abs(self.median) > 2 * error else 0.0
 
     def with_more(self, values: tuple[float, ...], most: int = MOST) -> "Samples":
         """These and later ones, the latest `most` of them."""

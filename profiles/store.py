@@ -22,7 +22,7 @@ from aieflow.profiles.samples import Samples
 from aieflow.profiles.work import Work
 
 FORMAT_KEY = "aieflow_measured_profile"
-FORMAT = 2
+FORMAT = 3
 REMEDY = "remove or rename it and run `aieflow calibrate` again"
 
 

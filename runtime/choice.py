@@ -160,7 +160,8 @@ def _key(
     effort: Effort,
 ) -> str:
     memory = [(name, each.free_nbytes()) for name, each in devices.items() if each.is_emulated]
-    parts: list[object] = [FORMAT, policy, slots, cost.overheads, objective, effort, memory]
+    spent = replace(effort, threads=0)
+    parts: list[object] = [FORMAT, policy, slots, cost.overheads, objective, spent, memory]
     parts += [(option.shards, option.tasks.fingerprint()) for option in options]
     return sha256(repr(parts).encode()).hexdigest()
 

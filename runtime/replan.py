@@ -277,7 +277,10 @@ class Replanner:
 
     def _planned(self, drift: _Drifted, old: Plans, cost: MachineStepCost) -> Replan:
         machine = self._machine
-        placement = replace(machine.placement, cost=cost, decided={}, choices=Choices())
+        effort = replace(machine.placement.effort, threads=1)  # the lanes have the other cores
+        placement = replace(
+            machine.placement, cost=cost, decided={}, choices=Choices(), effort=effort
+        )
         reason = drift.said
         if isinstance(cost.machine, LearnedCost):
             shown = sorted(cost.machine.learned.devices.items())

@@ -17,7 +17,7 @@ from aieflow.ops.errors import ProfileError
 from aieflow.ops.kernel import Kernels
 from aieflow.profiles.measured import MeasuredProfile
 from aieflow.profiles.measured_cost import MeasuredCost
-from aieflow.profiles.overhead import Gaps, Overheads, gap_kind
+from aieflow.profiles.overhead import Overheads, PerStep, gap_kind
 from aieflow.profiles.samples import TRUSTED
 from aieflow.profiles.work import work_of
 from aieflow.runtime.observed import works_in
@@ -226,8 +226,8 @@ def test_gaps_are_part_of_steps() -> None:
     known = Overheads(
         run_s={"cpu": 1e-3},
         gaps={
-            ("cpu", "cpu.compute waits"): Gaps(((9, 1e-3, 2e-5),)),
-            ("cpu", "cpu.compute goes on"): Gaps(((9, 1e-3, 1e-6),)),
+            ("cpu", "cpu.compute waits"): PerStep(((9, 1e-3, 2e-5),)),
+            ("cpu", "cpu.compute goes on"): PerStep(((9, 1e-3, 1e-6),)),
         },
     )
     plain = MachineStepCost(cost).of(plan)
@@ -244,10 +244,10 @@ def test_gaps_are_part_of_steps() -> None:
 def test_gaps_of_the_same_devices_count_first() -> None:
     known = Overheads(
         gaps={
-            ("cpu", "cpu.compute waits"): Gaps(((9, 1e-3, 1e-5),)),
-            ("cpu,igpu", "cpu.compute waits"): Gaps(((9, 1e-3, 3e-5),)),
+            ("cpu", "cpu.compute waits"): PerStep(((9, 1e-3, 1e-5),)),
+            ("cpu,igpu", "cpu.compute waits"): PerStep(((9, 1e-3, 3e-5),)),
         },
-        untraced_s={"igpu": -4e-5},
+        untraced={"igpu": PerStep(((5, 1e-3, -4e-5),))},
     )
     after = ["cpu.compute.1"]
     for devices, gap in (("cpu", 1e-5), ("cpu,igpu", 3e-5), ("cpu,npu", 3e-5)):
@@ -262,17 +262,30 @@ def test_gaps_of_the_same_devices_count_first() -> None:
 
 def test_what_noting_spans_costs_is_taken_from_the_whole_step() -> None:
     """A kernel of 10 us, 60 us until it ran because each was waited for, 55 us of that in vain."""
-    gaps = {("igpu", "igpu.compute goes on"): Gaps(((9, 1e-5, 6e-5),))}
-    known = Overheads(gaps=gaps, untraced_s={"igpu": -5.5e-5})
+    gaps = {("igpu", "igpu.compute goes on"): PerStep(((9, 1e-5, 6e-5),))}
+    known = Overheads(gaps=gaps, untraced={"igpu": PerStep(((9, 1e-5, -5.5e-5),))})
     found = known.of("igpu", {"igpu.compute goes on": 9}, 1e-5)
     assert found.seconds(1e-5, "igpu.compute", [], False) == pytest.approx(1.5e-5)
+
+
+def test_what_noting_costs_is_that_of_plans_like_it() -> None:
+    """Short steps, beside which noting takes its share of the cores, and long ones."""
+    short = [
+        (count, 1e-4, more_s) for count, more_s in ((190, -2e-5), (200, -2.1e-5), (210, -2.2e-5))
+    ]
+    seen = PerStep((*short, (20, 1e-1, 0.0)))
+    known = Overheads(untraced={"igpu": seen})
+    training = {"igpu.compute goes on": 150, "igpu.compute waits": 50, "igpu.copy goes on": 900}
+    few = {"igpu.compute goes on": 20}
+    assert known.of("igpu", training, 1e-4).untraced_s["igpu"] == pytest.approx(-2.1e-5, rel=0.02)
+    assert known.of("igpu", few, 1e-1).untraced_s["igpu"] == pytest.approx(0, abs=1e-7)
 
 
 def test_gaps_are_those_of_plans_like_it() -> None:
     """Many short steps, few long ones: a lane that slept for long takes longer to wake."""
     short = [(100.0, 1e-4, gap_s) for gap_s in (2e-5, 2.1e-5, 90e-5)]
     long = [(20.0, 1e-2, gap_s) for gap_s in (6e-5, 6.1e-5, 6.2e-5)]
-    gaps = Gaps((*short, *long))
+    gaps = PerStep((*short, *long))
     for count, step_s, gap_s in (
         (120, 1.2e-4, 2.05e-5),  # one disturbed run moves nothing
         (20, 8e-3, 6.1e-5),
@@ -283,10 +296,10 @@ def test_gaps_are_those_of_plans_like_it() -> None:
         # the others weigh less than a hundredth, and lie at most twice as far away
         assert gaps.seconds(count, step_s) == pytest.approx(gap_s, rel=0.02)
     assert gaps.median_s == 6e-5
-    copies = Gaps(((50.0, 1e-3, 2e-5), (2.0, 1e-3, 4e-4)))  # many follow each other: all awake
+    copies = PerStep(((50.0, 1e-3, 2e-5), (2.0, 1e-3, 4e-4)))  # many follow each other: all awake
     assert copies.seconds(40, 1e-3) == pytest.approx(2e-5)
     assert copies.seconds(2, 1e-3) == pytest.approx(4e-4, rel=0.02)
-    late = Gaps(tuple((50.0, 1e-3, gap_s) for gap_s in (2e-5, 2.2e-5, 1.8e-5, 2.1e-5, 2.8e-5)))
+    late = PerStep(tuple((50.0, 1e-3, gap_s) for gap_s in (2e-5, 2.2e-5, 1.8e-5, 2.1e-5, 2.8e-5)))
     assert late.seconds(50, 1e-3) == pytest.approx(2.18e-5)  # a tail counts
 
 

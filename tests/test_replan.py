@@ -417,6 +417,17 @@ def test_where_no_plan_can_be_made_the_old_one_is_kept() -> None:
     assert answer.reason.endswith("no plan could be made: no memory left")
 
 
+def test_planning_beside_a_training_takes_one_thread() -> None:
+    asked: list[int] = []
+
+    def note(machine: Machine) -> Plans:
+        asked.append(machine.placement.effort.threads)
+        raise PlanError("noted")
+
+    answer_of(note)
+    assert asked == [1]
+
+
 def test_a_fault_of_planning_is_not_hidden() -> None:
     def break_down(machine: Machine) -> Plans:
         raise KeyError("a fault")

@@ -45,9 +45,3 @@ def test_the_latest_are_kept() -> None:
     assert samples.count == MOST
     assert samples.values[-3:] == (1.0, 2.0, 3.0)
     assert Samples((1.0,)).with_more((2.0,) * 5, most=3).values == (2.0,) * 3
-
-
-def test_a_difference_within_chance_is_none() -> None:
-    assert Samples((-1.0, 1.0, -2.0, 2.0, 0.1)).surely == 0.0
-    assert Samples((5.0, 5.1, 4.9, 5.0)).surely == 5.0
-    assert Samples((-5.0, -5.1, -4.9)).surely == -5.0

@@ -79,7 +79,7 @@ FAULTS: list[tuple[str, str]] = [
     ("[1, 2", "not a usable profile"),
     ("[]", FORMAT_KEY),
     ('{"model": "gpt2"}', FORMAT_KEY),
-    (changed(lambda c: c.update({FORMAT_KEY: 1})), "is 1, this version reads 2"),
+    (changed(lambda c: c.update({FORMAT_KEY: 1})), "is 1, this version reads 3"),
     (changed(lambda c: c.pop("devices")), "devices must be an object"),
     (changed(lambda c: c["devices"]["cpu"].pop("lanes")), r"devices.cpu.lanes = None"),
     (changed(lambda c: c["devices"]["cpu"].update(lanes=0)), "must be at least 1"),

@@ -132,8 +132,8 @@ def overheads_table(profile: MeasuredProfile) -> Table:
         table.add_row(devices, f"gap before a step: {gap}", f"{1e6 * each.median_s:.1f} us")
     for devices, seconds in beside.run_s.items():
         table.add_row(devices, "a run, beyond its steps", f"{1e6 * seconds:.1f} us")
-    for device, seconds in beside.untraced_s.items():
-        table.add_row(device, "a step that is not noted", f"{1e6 * seconds:+.1f} us")
+    for device, each in beside.untraced.items():
+        table.add_row(device, "a step that is not noted", f"{1e6 * each.median_s:+.1f} us")
     for (kind, devices, _), samples in profile.series.items():
         if kind == "slowdown":
             one, other = devices.split(",")
@@ -198,7 +198,7 @@ def document(
         "links": {f"{kind} {name}": asdict(link) for (kind, name), link in links(profile).items()},
         "gaps": {f"{names}: {gap}": s.median_s for (names, gap), s in beside.gaps.items()},
         "run_s": dict(beside.run_s),
-        "untraced_s": dict(beside.untraced_s),
+        "untraced_s": {device: each.median_s for device, each in beside.untraced.items()},
         "slowdown": {
             devices.replace(",", " beside "): samples.median
             for (kind, devices, _), samples in profile.series.items()

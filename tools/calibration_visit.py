@@ -1,9 +1,9 @@
 """Runs a training step as it is run in training, and tells what its steps took.
 
 Of a divided node the longest part counts: that is what it takes when all lanes come to it together.
-Runs whose spans are noted follow as many others, whose length says what noting them costs. The
-first of each kind does not count: a device that begins or ends to time its work may need another
-queue for that, which takes as long as many a node.
+Runs whose spans are noted lie between as many others, whose length says what noting them costs:
+what comes first finds caches colder. The first of each kind does not count: a device that begins or
+ends to time its work may need another queue for that, which takes as long as many a node.
 """
 
 import statistics
@@ -17,7 +17,7 @@ from aieflow.gpt2.run_config import RunConfig
 from aieflow.ops.graph import Graph, Value
 from aieflow.ops.op import Array
 from aieflow.profiles.measured import Series
-from aieflow.profiles.overhead import gap_kind
+from aieflow.profiles.overhead import UNTRACED, gap_kind
 from aieflow.profiles.work import Work
 from aieflow.runtime.binding import view
 from aieflow.runtime.executor import Executor
@@ -113,7 +113,7 @@ def visit(
     works: Mapping[int, Work],
     runs: int,
 ) -> Seen:
-    """What `runs` noted runs of a plan took, after some that are not; raises DeviceError."""
+    """What `runs` noted runs of a plan took, between some that are not; raises DeviceError."""
     states, arena = pool.bind(plan)
     feeds = feeds_of(config, plan.graph)
     seen = Seen()
@@ -121,18 +121,25 @@ def visit(
     names = ",".join(used)
     lanes = [lane for lane in plan.lanes if ".compute" in lane]
     count = max(len(plan.lanes[lane]) for lane in lanes)
+    steps = sum(len(plan.lanes[lane]) for lane in lanes)
     with machine.open(plan, states, arena) as executor:
         executor.run(feeds)
         plain_s = [_seconds(executor, feeds)]
-        if plain_s[0] < SHORT_S:
-            plain_s += [_seconds(executor, feeds) for _ in range(runs - 1)]
+        is_compared = plain_s[0] < SHORT_S and len(used) == 1
+        if is_compared:
+            plain_s += [_seconds(executor, feeds) for _ in range(runs // 2)]
         executor.run(feeds, traced=True)
-        for number in range(runs):
-            trace = executor.run(feeds, traced=True)
-            assert trace is not None
-            note_trace(trace, names, works, seen)
-            if number < len(plain_s) > 1 and len(used) == 1:
-                _add(seen, ("untraced", names, ""), (plain_s[number] - trace.seconds) / count)
+        traces = [executor.run(feeds, traced=True) for _ in range(runs)]
+        if is_compared:
+            executor.run(feeds)
+            plain_s += [_seconds(executor, feeds) for _ in range(runs // 2 + 1)]
+    found = [trace for trace in traces if trace is not None]
+    for trace in found:
+        note_trace(trace, names, works, seen)
+    if is_compared:
+        traced_s = statistics.median(trace.seconds for trace in found)
+        more_s = (statistics.median(plain_s) - traced_s) / count
+        _note_beside(seen, names, UNTRACED, more_s, steps, _step_s(found[-1]))
     return seen
 
 
@@ -165,17 +172,29 @@ def note_trace(trace: Trace, names: str, works: Mapping[int, Work], seen: Seen) 
     for name, each in _moved(trace).items():
         if len(each) >= OFTEN:
             _add(seen, name, statistics.median(each))
-    step_s = statistics.fmean(
-        span.end_s - span.start_s
-        for span in trace.spans
-        if ".compute" in plan.steps[span.step].lane
-    )
+    step_s = _step_s(trace)
     for kind, each in gaps.items():
-        _add(seen, ("gap", names, kind), statistics.fmean(each))
-        _add(seen, ("gaps", names, kind), float(len(each)))
-        _add(seen, ("step", names, kind), step_s)
+        _note_beside(seen, names, kind, statistics.fmean(each), len(each), step_s)
     busy_s = max(ends.values()) - min(span.start_s for span in trace.spans)
     _add(seen, ("run", names, ""), trace.seconds - busy_s)
+
+
+def _step_s(trace: Trace) -> float:
+    """Mean seconds of a step on the compute lanes of a run."""
+    return statistics.fmean(
+        span.end_s - span.start_s
+        for span in trace.spans
+        if ".compute" in trace.plan.steps[span.step].lane
+    )
+
+
+def _note_beside(
+    seen: Seen, names: str, kind: str, seconds: float, count: int, step_s: float
+) -> None:
+    """Add what so many steps of a run took beside their work, each."""
+    _add(seen, ("gap", names, kind), seconds)
+    _add(seen, ("gaps", names, kind), float(count))
+    _add(seen, ("step", names, kind), step_s)
 
 
 def _moved(trace: Trace) -> dict[Series, list[float]]:

@@ -38,8 +38,9 @@ class Effort:
     estimated_nodes: int = 9_000_000
     simulated_nodes: int = 4_000
     bases: int = 6  # assignments that are improved
-    most: int = 4_000  # estimates of a small graph; simulations
+    most: int = 6_000  # estimates of a small graph; simulations
     prices: tuple[float, ...] = (1.0, 10.0, 30.0, 100.0)  # factors on those of a balance
+    threads: int = 8  # searches at once, at most; changes nothing in what is found
 
 
 QUICK = Effort(estimated_nodes=600_000, simulated_nodes=2_500, bases=2, prices=(1.0, 30.0))
@@ -245,7 +246,7 @@ class _Search:
         estimates = max(2, min(estimates, self._effort.most) // (ROUNDS * of))
         starts = [(base.homes, base.ranks) for base in bases]
         found: list[_Candidate] = []
-        better = searches[option.shards].all_improved(starts, estimates - 1)
+        better = searches[option.shards].all_improved(starts, estimates - 1, self._effort.threads)
         for base, each in zip(bases, better, strict=True):
             self._estimates += each.estimates + 1
             found.append(

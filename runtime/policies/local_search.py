@@ -54,23 +54,26 @@ class LocalSearch:
 
     def improved(self, homes: Sequence[int], ranks: Sequence[float], estimates: int) -> Improved:
         """The best assignment found from `homes` with so many estimates, at least one."""
-        (found,) = self.all_improved([(homes, ranks)], estimates)
+        (found,) = self.all_improved([(homes, ranks)], estimates, threads=1)
         return found
 
     def all_improved(
-        self, bases: Sequence[tuple[Sequence[int], Sequence[float]]], estimates: int
+        self,
+        bases: Sequence[tuple[Sequence[int], Sequence[float]]],
+        estimates: int,
+        threads: int,
     ) -> list[Improved]:
-        """The best assignments found from several, with their ranks, side by side.
+        """The best assignments found from several, with their ranks, in so many threads.
 
-        Each has so many estimates; none knows of the others, so the number of cores changes nothing
-        but the time that it takes.
+        Each has so many estimates; none knows of the others, so the number of threads changes
+        nothing but the time that it takes.
         """
         estimate = self._estimator.estimate
         if len(self._movable) == 0 or estimates < 2:
             return [Improved(tuple(homes), estimate(homes, ranks), 1) for homes, ranks in bases]
         for homes, _ in bases:
             laid(self._estimator.flat, homes)  # makes room, before any begins
-        with ThreadPoolExecutor(max_workers=len(bases)) as pool:
+        with ThreadPoolExecutor(max_workers=min(threads, len(bases))) as pool:
             found = list(pool.map(lambda base: self._climbed(base[0], base[1], estimates), bases))
         return [
             Improved(homes, estimate(homes, ranks), estimates)
