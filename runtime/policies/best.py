@@ -257,9 +257,16 @@ class _Search:
         return found
 
     def _may_simulate(self, candidate: _Candidate) -> bool:
-        """One at least; then as long as the effort lasts, and while it could be the best."""
+        """One at least; then as long as the effort lasts, and while it could be the best.
+
+        An estimate leaves out some waits, so a plan that would be as good as another's is not to be
+        hoped for where the estimate is no better than that.
+        """
         if self._chosen is None:
             return True
+        held = self._chosen[1]
+        if self._score(candidate.estimate) >= self._objective.score(held.seconds, held.joules):
+            return False
         nodes = candidate.option.tasks.count
         if self._simulated_nodes + nodes > self._effort.simulated_nodes:
             return False
