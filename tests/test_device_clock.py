@@ -196,6 +196,7 @@ def test_an_igpus_spans_are_the_drivers_and_legal() -> None:
 
         def finish(self, lane: str) -> Callable[[], None]:
             wait = super().finish(lane)
+            assert wait is not None
 
             def finish() -> None:
                 finished.append(lane)

@@ -227,7 +227,7 @@ def test_searches_side_by_side_find_what_each_finds_alone() -> None:
     ranks = upward_ranks(tasks)
     bases = [(homes, ranks), (homes[::-1], ranks), ([0] * 60, ranks), (homes, tuple(range(60)))]
     together = LocalSearch(tasks, Estimator(tasks), Objective()).all_improved(bases, 300, threads=3)
-    for base, found in zip(bases, together, strict=True):
-        alone = LocalSearch(tasks, Estimator(tasks), Objective()).improved(*base, 300)
+    for (start, order), found in zip(bases, together, strict=True):
+        alone = LocalSearch(tasks, Estimator(tasks), Objective()).improved(start, order, 300)
         assert (found.homes, found.estimate.seconds) == (alone.homes, alone.estimate.seconds)
     assert len({found.homes for found in together}) > 1
