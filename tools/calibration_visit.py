@@ -1,7 +1,7 @@
 """Runs a training step as it is run in training, and tells what its steps took.
 
 Of a divided node the longest part counts: that is what it takes when all lanes come to it together.
-Runs whose spans are noted lie between as many others, whose length says what noting them costs:
+Runs whose spans are noted lie between a few others, whose length says what noting them costs:
 what comes first finds caches colder. The first of each kind does not count: a device that begins or
 ends to time its work may need another queue for that, which takes as long as many a node.
 """
@@ -29,6 +29,7 @@ from aieflow.runtime.trace import Trace
 ALIGNMENT = 4096  # of every state in the pool
 NOISE = 1 << 20  # random numbers that parameters are filled with, again and again
 OFTEN = 3  # transfers of a size in one run that tell what it takes; a few may wait for nodes
+PLAIN = 3  # runs that are not noted: one before those that are, the others after them
 SHORT_S = 0.3  # a longer run does not tell what noting spans costs
 
 
@@ -126,13 +127,11 @@ def visit(
         executor.run(feeds)
         plain_s = [_seconds(executor, feeds)]
         is_compared = plain_s[0] < SHORT_S and len(used) == 1
-        if is_compared:
-            plain_s += [_seconds(executor, feeds) for _ in range(runs // 2)]
         executor.run(feeds, traced=True)
         traces = [executor.run(feeds, traced=True) for _ in range(runs)]
         if is_compared:
             executor.run(feeds)
-            plain_s += [_seconds(executor, feeds) for _ in range(runs // 2 + 1)]
+            plain_s += [_seconds(executor, feeds) for _ in range(PLAIN - 1)]
     found = [trace for trace in traces if trace is not None]
     for trace in found:
         note_trace(trace, names, works, seen)
