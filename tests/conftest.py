@@ -13,8 +13,9 @@ is made up.
 """
 
 import gc
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -30,6 +31,23 @@ def pytest_collection_finish() -> None:
     """Leave what imports made out of garbage collections: it is much, and tests ask for many."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_configure() -> None:
+    """Let tests send Ctrl-C to what they start: a shell's background job hands on that it ignores it.
+
+    A process inherits what is ignored, but not a handler.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's own profile out of tests: it may be of any version, or of any computer."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data_home")))
+        yield
 
 
 @pytest.fixture(scope="session")

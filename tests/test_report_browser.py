@@ -62,6 +62,17 @@ def absent_colours(page: Page) -> list[str]:
     return found
 
 
+def outside(page: Page) -> object:
+    """Texts of a curve or scatter that do not lie inside of its drawing."""
+    return page.value(
+        "[...document.querySelectorAll('svg text')].filter((text) => {"
+        "const a = text.getBoundingClientRect();"
+        "const b = text.closest('svg').getBoundingClientRect();"
+        "return a.left < b.left - 1 || a.right > b.right + 1; })"
+        ".map((text) => text.textContent)"
+    )
+
+
 def tip(page: Page) -> str:
     """What the page says of what the pointer is at; nothing where it says nothing."""
     return str(page.value("document.getElementById('tip').hidden ? '' : tip.textContent"))
@@ -98,15 +109,7 @@ def test_it_is_drawn_without_a_fault_or_a_request(
         named = page.value("document.querySelectorAll('#gantt-legend i').length")
         assert named - len(absent_colours(page)) >= 3
         assert page.value("document.querySelectorAll('svg path, svg circle').length") > 5
-        # every text of a curve or scatter lies inside of its drawing
-        outside = page.value(
-            "[...document.querySelectorAll('svg text')].filter((text) => {"
-            "const a = text.getBoundingClientRect();"
-            "const b = text.closest('svg').getBoundingClientRect();"
-            "return a.left < b.left - 1 || a.right > b.right + 1; })"
-            ".map((text) => text.textContent)"
-        )
-        assert outside == []
+        assert outside(page) == []
         ink, paper = page.value(
             "[getComputedStyle(document.body)].map((s) => [s.color, s.backgroundColor])[0]"
         )
@@ -115,6 +118,20 @@ def test_it_is_drawn_without_a_fault_or_a_request(
         assert bright > 200 > 50 > dark
         assert (red_of_paper == bright) == (scheme == "light")
         assert page.faults == []
+
+
+@pytest.mark.parametrize("report", ["simulated"], indirect=True)
+def test_what_a_tick_says_at_the_very_edge_is_inside(browser: Browser, report: Path) -> None:
+    with browser.page() as page:
+        page.show(report, *WIDE)
+        said = page.value(
+            "(() => { curves({ id: 'use', x: 'at', time: true,"
+            " series: [{ name: 'all', colour: 1, points: [[0, 0], [2e6, 1]] }] });"
+            "return [...document.querySelectorAll('#use text')].map((each) => each.textContent);"
+            "})()"
+        )
+        assert "2 ms" in said
+        assert outside(page) == []
 
 
 @pytest.mark.parametrize("report", ["simulated"], indirect=True)

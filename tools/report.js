@@ -50,6 +50,12 @@ function make(parent, tag, attributes, text) {
   return each;
 }
 
+function tickBelow(svg, x, y, text) { // under x, but inside of the drawing
+  const each = make(svg, "text", { y, "text-anchor": "middle" }, text);
+  const half = each.getComputedTextLength() / 2 + 1;
+  each.setAttribute("x", Math.max(half, Math.min(svg.clientWidth - half, x)));
+}
+
 // ---- curves: chart.series = [{name, colour, points: [[x, y], ...]}]
 const observers = {};
 function curves(chart) {
@@ -74,8 +80,7 @@ function curves(chart) {
         chart.percent ? Math.round(y * 100) + " %" : short(y));
     }
     for (const x of ticks(x0, x1, Math.max(2, width / 110)))
-      make(svg, "text", { x: X(x), y: height - 8, "text-anchor": "middle" },
-        chart.time ? time(x) : short(x));
+      tickBelow(svg, X(x), height - 8, chart.time ? time(x) : short(x));
     for (const one of chart.series) {
       const path = one.points.map((p, i) => `${i ? "L" : "M"}${X(p[0]).toFixed(1)},${Y(p[1]).toFixed(1)}`);
       const ink = `var(--c-${one.colour})`;
@@ -422,7 +427,7 @@ function scatter() {
     for (let power = low; power <= high; power++) {
       make(svg, "line", { x1: left, x2: width - 12, y1: Y(10 ** power), y2: Y(10 ** power), class: "grid" });
       make(svg, "text", { x: left - 6, y: Y(10 ** power) + 4, "text-anchor": "end" }, time(10 ** power));
-      make(svg, "text", { x: X(10 ** power), y: height - bottom + 16, "text-anchor": "middle" }, time(10 ** power));
+      tickBelow(svg, X(10 ** power), height - bottom + 16, time(10 ** power));
     }
     make(svg, "line", { x1: X(10 ** low), y1: Y(10 ** low), x2: X(10 ** high), y2: Y(10 ** high), class: "axis" });
     make(svg, "text", { x: width - 12, y: height - 6, "text-anchor": "end" }, `predicted: right; ${data.times_are}: up; line: equal`);
