@@ -34,7 +34,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure() -> None:
-    """Let tests send Ctrl-C to what they start: a shell's background job hands on that it ignores it.
+    """Let tests send Ctrl-C to what they start; a background job of a shell ignores it.
 
     A process inherits what is ignored, but not a handler.
     """

@@ -39,16 +39,18 @@ def measure_links(devices: dict[str, Device], rounds: int) -> dict[Series, tuple
     memory[:] = 1
     target = np.ones_like(memory)
     try:
+        clocks = {name: device.profile(True) for name, device in devices.items()}
         for nbytes in LINK_NBYTES:
             copy = _copy(memory[:nbytes], target[:nbytes])
             calls["copy", home.name, str(nbytes)] = partial(_seconds, copy)
-            for device in devices.values():
+            for name, device in devices.items():
                 if device.copy_lanes is None:
                     continue
-                clocks = device.profile(True)
                 for way, lane in zip(DIRECTIONS, device.copy_lanes, strict=True):
-                    transfer = partial(device.transfer, memory[:nbytes], way)
-                    clock = clocks.get(lane)
+                    transfer = _finished(
+                        device.bind_transfer(memory[:nbytes], way), device.finish(lane)
+                    )
+                    clock = clocks[name].get(lane)
                     calls[way, device.name, str(nbytes)] = (
                         partial(_seconds, transfer)
                         if clock is None
@@ -116,6 +118,18 @@ def _repeated(executor: Executor, feeds: Mapping[str, Array]) -> Callable[[], No
 
 def _copy(source: Array, target: Array) -> Callable[[], None]:
     return lambda: np.copyto(target, source)
+
+
+def _finished(call: Callable[[], None], finish: Callable[[], None] | None) -> Callable[[], None]:
+    """A call that returns when what it began is done."""
+    if finish is None:
+        return call
+
+    def run() -> None:
+        call()
+        finish()
+
+    return run
 
 
 def _timed(
