@@ -22,6 +22,8 @@ from aieflow.ops.kernel import Kernels
 from aieflow.runtime.device_memory import require_memory
 from aieflow.runtime.layout import compiled, laid_out
 from aieflow.runtime.policies.best import Effort, Found, Judged, Option, Tried, best, listed
+from aieflow.runtime.policies.cpu import Times
+from aieflow.runtime.policies.division import WHOLE, Division, divisions
 from aieflow.runtime.policies.estimate import Estimator
 from aieflow.runtime.policies.objective import Objective
 from aieflow.runtime.policies.tasks import Tasks, tasks_of
@@ -29,7 +31,7 @@ from aieflow.runtime.simulate import joules, simulate
 from aieflow.runtime.step_cost import MachineStepCost
 from aieflow.runtime.transfer import reaches
 
-FORMAT = 2  # of the files; another one is made anew
+FORMAT = 3  # of the files; another one is made anew
 
 
 @dataclass(slots=True)
@@ -91,17 +93,24 @@ def choose(
     nothing can be placed, or no device has the memory.
     """
     options: list[Option] = []
+    kernels: Kernels = {name: device.kernels for name, device in devices.items()}
+    lanes = {name: device.lanes for name, device in devices.items()}
     for shards, graph in graphs.items():
-        tasks = _tasks(graph, devices, places, slots, cost)
-        options.append(Option(shards, graph, tasks, Estimator(tasks)))
+        tried: tuple[Division, ...] = (WHOLE,)
+        if policy == "best":
+            tried = divisions(graph, kernels, lanes, cost.machine.node_s)
+        for division in tried:
+            tasks = _tasks(graph, devices, places, slots, cost, division)
+            options.append(Option(shards, graph, tasks, Estimator(tasks), division))
     effort = effort or Effort()
     key = _key(options, devices, policy, slots, cost, objective, effort)
     held = choices.get(key)
     if held is not None:
         return held
 
-    def judge(option: Option, homes: Sequence[str], starts: Mapping[str, float] | None) -> Judged:
-        plan = compiled(option.graph, homes, devices, policy, slots, starts=starts)
+    def judge(option: Option, homes: Sequence[str], times: Times | None) -> Judged:
+        division = option.division
+        plan = compiled(option.graph, homes, devices, policy, slots, times=times, division=division)
         require_memory(tuple(devices.values()), plan.nbytes, plan)
         trace = simulate(plan, cost)
         return Judged(trace.seconds, joules(trace, cost))
@@ -121,6 +130,7 @@ def _tasks(
     places: Mapping[str, str],
     slots: int,
     cost: MachineStepCost,
+    division: Division,
 ) -> Tasks:
     """What nodes take; an op placed by hand can be done there alone."""
     kernels: Kernels = {name: device.kernels for name, device in devices.items()}
@@ -133,7 +143,7 @@ def _tasks(
         {name: device.lanes for name, device in devices.items()},
         reaches(devices),
         cost.machine,
-        lambda homes: laid_out(graph, homes, devices, "costs"),
+        lambda homes: laid_out(graph, homes, devices, "costs", division),
         slots,
     )
     if not places:
@@ -162,7 +172,7 @@ def _key(
     memory = [(name, each.free_nbytes()) for name, each in devices.items() if each.is_emulated]
     spent = replace(effort, threads=0)
     parts: list[object] = [FORMAT, policy, slots, cost.overheads, objective, spent, memory]
-    parts += [(option.shards, option.tasks.fingerprint()) for option in options]
+    parts += [(each.shards, each.division, each.tasks.fingerprint()) for each in options]
     return sha256(repr(parts).encode()).hexdigest()
 
 
@@ -178,4 +188,8 @@ def _read(text: str) -> Found:
         raise ValueError("of another version")
     tried = tuple(Tried(**each) for each in content.pop("tried"))
     homes = tuple(str(name) for name in content.pop("homes"))
-    return Found(tried=tried, homes=homes, **content)
+    division = Division(**content.pop("division"))
+    times = content.pop("times")
+    if times is not None:
+        times = {name: (begin, end) for name, (begin, end) in times.items()}
+    return Found(tried=tried, homes=homes, times=times, division=division, **content)

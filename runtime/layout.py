@@ -13,7 +13,8 @@ from aieflow.runtime.expansion import Expansion, expand
 from aieflow.runtime.lookahead import look_ahead
 from aieflow.runtime.ordering import ordered, reordered
 from aieflow.runtime.plan import Plan, compile_plan
-from aieflow.runtime.policies.cpu import schedule_lanes
+from aieflow.runtime.policies.cpu import Times, schedule_lanes
+from aieflow.runtime.policies.division import WHOLE, Division
 from aieflow.runtime.schedule import Schedule
 from aieflow.runtime.transfer import reaches, separate_values
 
@@ -23,15 +24,14 @@ def laid_out(
     homes: Sequence[str],
     devices: Mapping[str, Device],
     policy: str,
-    divided: bool = True,
+    division: Division = WHOLE,
 ) -> tuple[Expansion, Schedule]:
     """The graph without chains, and the lanes of its nodes, which stand in program order.
 
-    With `divided` False, undivided nodes on one lane of a device. Raises PlanError for an op
-    without a kernel.
+    Raises PlanError for an op without a kernel.
     """
     expansion = expand(graph, homes, _kernels(devices))
-    return expansion, _lanes(expansion, devices, policy, divided)
+    return expansion, _lanes(expansion, devices, policy, True, division, None)
 
 
 def compiled(
@@ -41,28 +41,31 @@ def compiled(
     policy: str,
     slots: int,
     divided: bool = True,
-    starts: Mapping[str, float] | None = None,
+    times: Times | None = None,
+    division: Division = WHOLE,
 ) -> Plan:
     """The plan with node n on device `homes[n]`.
 
-    `starts` says when nodes of the expanded graph are to start, by name: they then stand in that
-    order; else devices and the host look ahead (`runtime.lookahead`). Where several devices run, a
-    run that fails leaves its states as they were, and as long as the devices have the memory, none
-    waits for another's. Raises PlanError for an op without a kernel, and where slots do not allow
-    the order.
+    With `divided` False, undivided nodes on one lane of a device. `times` says when nodes of the
+    expanded graph are to begin and end, by name: they then stand in that order, and on the lanes
+    that are free by then; else devices and the host look ahead (`runtime.lookahead`). Where several
+    devices run, a run that fails leaves its states as they were, and as long as the devices have
+    the memory, none waits for another's. Raises PlanError for an op without a kernel, and where
+    slots do not allow the order.
     """
     kernels, reach = _kernels(devices), reaches(devices)
     expansion = expand(graph, homes, kernels)
-    if starts is not None:
-        placements = _lanes(expansion, devices, policy, divided).placements
+    if times is not None:
+        placements = _lanes(expansion, devices, policy, divided, division, None).placements
         separate = separate_values(expansion.graph, placements, reach)
+        starts = {name: start for name, (start, _) in times.items()}
         order = ordered(expansion.graph, starts, separate, slots)
         places = tuple(expansion.homes[index] for index in order)
         expansion = Expansion(reordered(expansion.graph, order), places, expansion.derived)
     else:
         host_lanes = len(next(iter(devices.values())).lanes) if divided else 1
         expansion = look_ahead(expansion, kernels, reach, host_lanes, slots)
-    schedule = _lanes(expansion, devices, policy, divided)
+    schedule = _lanes(expansion, devices, policy, divided, division, times)
     used = set(expansion.homes)
 
     def plan(roomy: bool) -> Plan:
@@ -90,7 +93,12 @@ def _kernels(devices: Mapping[str, Device]) -> Kernels:
 
 
 def _lanes(
-    expansion: Expansion, devices: Mapping[str, Device], policy: str, divided: bool
+    expansion: Expansion,
+    devices: Mapping[str, Device],
+    policy: str,
+    divided: bool,
+    division: Division,
+    times: Times | None,
 ) -> Schedule:
     used = [name for name in devices if name in set(expansion.homes)]
     lanes = {name: devices[name].lanes[: None if divided else 1] for name in used}
@@ -102,4 +110,6 @@ def _lanes(
         lanes,
         reaches(devices),
         TYPICAL_CORE,
+        division,
+        times,
     )

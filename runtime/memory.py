@@ -243,8 +243,8 @@ def _ordered(graph: Graph, blocks: list[_Block], precedence: Precedence) -> Pair
     )
     begins = precedence.clocks[[block.first for block in blocks]]
     before = np.ones((len(blocks), len(blocks)), np.bool_)
-    for queue in range(ends.shape[1]):
-        before &= ends[:, None, queue] <= begins[None, :, queue]
+    for lane in range(ends.shape[1]):
+        before &= ends[:, None, lane] <= begins[None, :, lane]
     return before | before.T
 
 

@@ -14,6 +14,8 @@ from aieflow.runtime.choice import Choices, choose
 from aieflow.runtime.layout import compiled
 from aieflow.runtime.plan import Plan
 from aieflow.runtime.policies.best import Effort, Found
+from aieflow.runtime.policies.cpu import Times
+from aieflow.runtime.policies.division import WHOLE
 from aieflow.runtime.policies.fixed import COSTED, homes
 from aieflow.runtime.policies.objective import Objective
 from aieflow.runtime.step_cost import MachineStepCost
@@ -61,10 +63,11 @@ def place_on(
     updates. Raises PlanError for an op without a kernel, and ProfileError where a policy needs
     costs that nobody knows.
     """
-    starts: Mapping[str, float] | None = None
+    times: Times | None = None
+    division = WHOLE
     if by_node is None and placement.policy in COSTED:
         found = placement.decided.get(graph.name) or chosen({1: graph}, devices, placement)
-        by_node, starts = found.homes, found.starts
+        by_node, times, division = found.homes, found.times, found.division
     elif by_node is None:
         kernels: Kernels = {name: device.kernels for name, device in devices.items()}
         by_node = homes(graph, kernels, placement.policy, placement.places)
@@ -77,7 +80,8 @@ def place_on(
         placement.policy,
         placement.slots,
         divided,
-        starts if divided else None,
+        times if divided else None,
+        division,
     )
 
 

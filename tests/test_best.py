@@ -232,7 +232,7 @@ def test_a_schedule_is_kept_and_read_again(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 4
     file.write_text(text)
     again = decided({1: graph}, devices, cost, choices=Choices(tmp_path))
-    assert (again.homes, again.starts, again.tried) == (first.homes, first.starts, first.tried)
+    assert (again.homes, again.times, again.tried) == (first.homes, first.times, first.tried)
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": 1}', '{"format": 99}', "null"])

@@ -1,7 +1,6 @@
 """Quick estimates of assignments, held against the simulator."""
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from statistics import mean
 
@@ -19,6 +18,7 @@ from aieflow.ops.pointwise import ADD, GELU
 from aieflow.ops.spec import Spec
 from aieflow.runtime.layout import compiled, laid_out
 from aieflow.runtime.policies.climb import path_of
+from aieflow.runtime.policies.cpu import Times
 from aieflow.runtime.policies.estimate import Estimator, estimate, floor, order_of
 from aieflow.runtime.policies.flat import Flat, laid
 from aieflow.runtime.policies.heft import upward_ranks
@@ -49,11 +49,9 @@ class Case:
             lambda homes: laid_out(self.graph, homes, self.devices, "test"),
         )
 
-    def simulated(
-        self, homes: list[str], starts: Mapping[str, float] | None = None
-    ) -> tuple[float, float]:
+    def simulated(self, homes: list[str], times: Times | None = None) -> tuple[float, float]:
         cost = step_cost(self.cost)
-        plan = compiled(self.graph, homes, self.devices, "test", 3, starts=starts)
+        plan = compiled(self.graph, homes, self.devices, "test", 3, times=times)
         trace = simulate(plan, cost)
         return trace.seconds, joules(trace, cost)
 
@@ -91,7 +89,7 @@ def test_a_diamond_over_two_devices() -> None:
     case = Case(b.finish([s]), fakes(2), MadeUp(seconds, transfer=1.0))
     tasks = case.tasks()
     held = estimate(tasks, (0, 1, 0), (3.0, 2.0, 1.0))
-    assert held.starts == {"p": 0, "q": 1, "s": 6}
+    assert held.times == {"p": (0, 4), "q": (1, 5), "s": (6, 8)}
     # Of so few bytes nothing is divided; a lane does s alone.
     assert held.seconds == 8
 
@@ -124,7 +122,7 @@ def updated(results_far: bool) -> Case:
 def test_an_update_waits_for_readers_of_the_old_value() -> None:
     case = updated(results_far=False)
     held = estimate(case.tasks(), (1, 0, 0, 0), (1.0, 2.0, 3.0, 4.0))
-    assert held.starts["s'"] >= held.starts["slow"] + 9
+    assert held.times["s'"][0] >= held.times["slow"][0] + 9
 
 
 def test_a_result_elsewhere_may_fail_after_all_updates() -> None:
@@ -162,7 +160,7 @@ def test_estimates_come_near_the_simulator() -> None:
         case, homes = random_case(seed)
         tasks = case.tasks()
         held = estimate(tasks, homes, upward_ranks(tasks))
-        reached, _ = case.simulated(list(tasks.named(homes)), held.starts)
+        reached, _ = case.simulated(list(tasks.named(homes)), held.times)
         ratios.append(reached / held.seconds)
     assert 0.98 < mean(ratios) < 1.2
     assert min(ratios) > 0.8

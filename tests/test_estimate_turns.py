@@ -43,7 +43,7 @@ def test_all_products_on_the_npu_take_what_the_simulator_says(slots: int) -> Non
     )
     (homes,) = (homes for policy, homes in trivial(tasks) if policy == "gemm-on-npu")
     held = estimate(tasks, homes, upward_ranks(tasks))
-    plan = compiled(graph, tasks.named(homes), devices, "test", slots, starts=held.starts)
+    plan = compiled(graph, tasks.named(homes), devices, "test", slots, times=held.times)
     seconds = simulate(plan, MachineStepCost(cost)).seconds
     assert held.seconds == pytest.approx(seconds, rel=0.02)
 
@@ -72,7 +72,7 @@ def test_a_slot_is_free_for_the_next_in_turn_alone() -> None:
         pieces=(tasks.pieces[0], product("a", (0, 1)), product("b"), product("c")),
     )
     held = estimate(tasks, (0, 1, 1, 1), (4.0, 3.0, 2.0, 1.0))
-    assert (held.starts["b"], held.starts["c"], held.seconds) == (1, 11, 13)
+    assert (held.times["b"][0], held.times["c"][0], held.seconds) == (1, 11, 13)
 
 
 def test_what_a_device_waits_for_goes_first_on_the_host() -> None:
@@ -90,5 +90,5 @@ def test_what_a_device_waits_for_goes_first_on_the_host() -> None:
     )
     tasks = replace(tasks, pieces=(*tasks.pieces[:2], ((), unpacked)))
     held = estimate(tasks, (0, 0, 1), (3.0, 2.0, 1.0))
-    assert held.starts["a:unpack"] == 3
+    assert held.times["a:unpack"][0] == 3
     assert held.seconds == 7

@@ -15,6 +15,7 @@ from aieflow.runtime.binding import allocate_states
 from aieflow.runtime.executor import Executor
 from aieflow.runtime.layout import compiled
 from aieflow.runtime.ordering import ordered, reordered
+from aieflow.runtime.policies.division import WHOLE, Division
 
 
 def pairs(count: int) -> tuple[Graph, dict[str, str]]:
@@ -95,11 +96,11 @@ def test_any_order_computes_the_same_bits(seed: int) -> None:
     graph = random_graph(draw, 14)
     devices = fakes(2)
     homes = [draw.choice(list(devices)) for _ in graph.nodes]
-    starts = {node.name: draw.random() for node in graph.nodes}
+    times = {node.name: (start := draw.random(), start + 0.1) for node in graph.nodes}
     values = random_values(graph)
     results: list[dict[str, bytes]] = []
-    for order in (None, starts):
-        plan = compiled(graph, homes, devices, "test", 3, starts=order)
+    for given, division in ((None, WHOLE), (times, WHOLE), (times, Division(1))):
+        plan = compiled(graph, homes, devices, "test", 3, times=given, division=division)
         states = allocate_states(graph, devices)
         for name, array in states.items():
             array[...] = values[name]
@@ -107,5 +108,8 @@ def test_any_order_computes_the_same_bits(seed: int) -> None:
             executor.run({value.name: values[value.name] for value in graph.feeds})
             found = {value.name: executor.array(value.name).tobytes() for value in graph.results}
         results.append(found | {name: array.tobytes() for name, array in states.items()})
-    assert results[0] == results[1]
-    assert reordered(graph, ordered(graph, starts, {}, 3)).nodes != graph.nodes
+    assert results[0] == results[1] == results[2]
+    assert (
+        reordered(graph, ordered(graph, {name: at for name, (at, _) in times.items()}, {}, 3)).nodes
+        != graph.nodes
+    )

@@ -19,7 +19,7 @@ from aieflow.runtime.memory import ARENA, MemoryPlan, plan_memory
 from aieflow.runtime.precedence import Precedence
 from aieflow.runtime.simulate import simulate
 
-FAR, NEAR = ("far.compute",), ("fake.compute.0",)
+FAR, NEAR, BESIDE = ("far.compute",), ("fake.compute.0",), ("fake.compute.1",)
 
 
 def never(index: int, output: int, source: int) -> bool:
@@ -56,6 +56,11 @@ def test_bytes_of_another_lane_are_left_alone() -> None:
     roomy = plan_memory(graph, never, roomy_on=placements)
     assert not overlaps(roomy, graph, "a", "c")
     assert overlaps(plan_memory(graph, never, roomy_on=[NEAR] * 4), graph, "a", "c")
+    # the same on two lanes of one device, which nodes share
+    beside = plan_memory(graph, never, roomy_on=[NEAR, NEAR, BESIDE, BESIDE])
+    assert not overlaps(beside, graph, "a", "c")
+    both = plan_memory(graph, never, roomy_on=[NEAR, (*NEAR, *BESIDE), BESIDE, BESIDE])
+    assert overlaps(both, graph, "a", "c")
 
 
 def test_a_reader_elsewhere_keeps_an_output_from_taking_over() -> None:
@@ -84,14 +89,16 @@ def test_values_share_bytes_only_in_a_certain_order(seed: int) -> None:
     """For all pairs of values of random graphs on random devices, by a search of all paths."""
     draw = random.Random(seed)
     graph = random_graph(draw, 20)
-    placements = [draw.choice((NEAR, FAR, ("remote.compute",))) for _ in graph.nodes]
+    lanes = (NEAR, BESIDE, (*NEAR, *BESIDE), FAR, ("remote.compute",))
+    placements = [draw.choice(lanes) for _ in graph.nodes]
     memory = plan_memory(graph, always, roomy_on=placements)
     after: list[set[int]] = []  # by node: all that come before it, found step by step
     for index, node in enumerate(graph.nodes):
         direct = {graph.producer[value] for value in node.inputs if value in graph.producer}
         for position in node.op.updates.values():
             direct.update(set(graph.consumers[node.inputs[position]]) - {index})
-        direct.update(other for other in range(index) if placements[other] == placements[index])
+        mine = set(placements[index])
+        direct.update(other for other in range(index) if not mine.isdisjoint(placements[other]))
         after.append(direct.union(*(after[other] for other in direct)))
     precedence = Precedence(graph, placements)
     assert [

@@ -37,6 +37,7 @@ from aieflow.runtime.layout import laid_out
 from aieflow.runtime.needs import Choice, Needs
 from aieflow.runtime.policies.best import Found, Judged, Option, best
 from aieflow.runtime.policies.booking import span_s
+from aieflow.runtime.policies.cpu import Times
 from aieflow.runtime.policies.estimate import Estimator, predecessors
 from aieflow.runtime.policies.heft import heft
 from aieflow.runtime.policies.tasks import HOST, Hops, Piece, Resource, Tasks, tasks_of
@@ -266,8 +267,8 @@ def _best(tasks: Tasks, graph: Graph) -> Found:
     estimator = Estimator(tasks)
     number = {name: place for place, name in enumerate(tasks.devices)}
 
-    def judge(option: Option, homes: Sequence[str], starts: Mapping[str, float] | None) -> Judged:
-        ranks = [-float(n) if starts is None else -starts[f"{n}"] for n in range(tasks.count)]
+    def judge(option: Option, homes: Sequence[str], times: Times | None) -> Judged:
+        ranks = [-float(n) if times is None else -times[f"{n}"][0] for n in range(tasks.count)]
         held = estimator.estimate([number[home] for home in homes], ranks)
         return Judged(held.seconds, held.joules)
 

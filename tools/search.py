@@ -114,6 +114,7 @@ def search_report(searched: Searched) -> dict[str, object]:
             {
                 "policy": each.policy,
                 "shards": each.shards,
+                "lanes": each.lanes,
                 "estimated_seconds": each.estimated_s,
                 "simulated_seconds": each.simulated_s,
                 "dropped": each.dropped,

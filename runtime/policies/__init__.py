@@ -1,6 +1,7 @@
 """Functions that decide who runs what.
 
-- `fixed` the device of each node, by a rule; `cpu` the lanes of each node on its device
+- `fixed` the device of each node, by a rule; `cpu` the lanes of each node on its device;
+  `division` how many they may be
 - `tasks` what each node takes on each device, as flat tables; `booking` time on resources, promised
   node by node; `estimate` what an assignment takes, in virtual time: machine code (`step_layout`,
   `virtual_run`) on arrays (`flat`)

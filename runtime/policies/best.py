@@ -1,13 +1,14 @@
 """The policy `best`: a portfolio of assignments, improved and then judged by the simulator.
 
 Candidates are the trivial plans (all on one device as far as it can), HEFT, PEFT, dmda and a
-balance of loads, for each way in which the graph can be lowered (its batch in 1, 2 or 4 shards), in
-several orders of the nodes. Quick estimates rank them. A short local search from the best of each
-way tells which way is worth the effort; its best candidates are improved by longer ones, in rounds:
-a third goes on to the next, which has as many estimates (successive halving: Jamieson and
-Talwalkar, AISTATS 2016). Of the most promising, plans are compiled and simulated, and the best of
-those is taken. A trivial plan is left out of that only if what it takes at least (its busiest
-lanes, its longest path) is worse than the best plan found: so none is better.
+balance of loads, in several orders of the nodes, for each way in which the graph can be lowered
+(its batch in 1, 2 or 4 shards) and its nodes be divided over lanes (`division`). Quick estimates
+rank them. A short local search from the best of each way tells which way is worth the effort; its
+best candidates are improved by longer ones, in rounds: a third goes on to the next, which has as
+many estimates (successive halving: Jamieson and Talwalkar, AISTATS 2016). Of the most promising,
+plans are compiled and simulated, and the best of those is taken. A trivial plan is left out of that
+only if what it takes at least (its busiest lanes, its longest path) is worse than the best plan
+found: so none is better.
 
 The effort is a number of nodes to look at, not of seconds: the same inputs give the same plan.
 """
@@ -19,6 +20,8 @@ from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph
 from aieflow.runtime.policies.balance import balance
 from aieflow.runtime.policies.booking import Decision
+from aieflow.runtime.policies.cpu import Times
+from aieflow.runtime.policies.division import WHOLE, Division
 from aieflow.runtime.policies.dmda import dmda
 from aieflow.runtime.policies.estimate import Estimate, Estimator
 from aieflow.runtime.policies.fixed import RULES
@@ -49,12 +52,13 @@ ROUNDS, KEPT = 3, 3  # of the search; one of so many goes on to the next
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Option:
-    """One way to lower the computation."""
+    """One way to lower the computation, and to divide its nodes."""
 
     shards: int
     graph: Graph
     tasks: Tasks
     estimator: Estimator
+    division: Division = WHOLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +69,9 @@ class Judged:
     joules: float
 
 
-# Of an option, the device of each node, and when nodes start (None: program order). Raises
+# Of an option, the device of each node, and when nodes run (None: program order). Raises
 # PlanError where a plan cannot be made, or memory does not suffice.
-Judge = Callable[[Option, Sequence[str], Mapping[str, float] | None], Judged]
+Judge = Callable[[Option, Sequence[str], Times | None], Judged]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class Tried:
 
     policy: str
     shards: int
+    lanes: int | None  # that a node may have at most; None: all of its device
     estimated_s: float
     simulated_s: float | None = None
     simulated_joules: float | None = None
@@ -89,7 +94,8 @@ class Found:
     policy: str  # whose assignment it is
     shards: int
     homes: tuple[str, ...]
-    starts: Mapping[str, float] | None  # by name of expanded nodes; None: program order
+    times: Times | None  # of expanded nodes; None: program order
+    division: Division
     seconds: float
     joules: float
     tried: tuple[Tried, ...]
@@ -104,7 +110,7 @@ class _Candidate:
     option: Option
     homes: tuple[int, ...]
     estimate: Estimate
-    starts: Mapping[str, float] | None
+    times: Times | None
     ranks: tuple[float, ...]
     is_trivial: bool = False
 
@@ -155,8 +161,8 @@ class _Search:
                     self._simulate(candidate)
                 else:
                     self._note(candidate, dropped="takes longer at least")
-        trivial = {(each.policy, each.option.shards) for each in pool if each.is_trivial}
-        taken = (each for each in self._tried if (each.policy, each.shards) in trivial)
+        trivial = {_key(each) for each in pool if each.is_trivial}
+        taken = (each for each in self._tried if (each.policy, each.shards, each.lanes) in trivial)
         quickest = min(
             each.estimated_s if each.simulated_s is None else each.simulated_s for each in taken
         )
@@ -179,7 +185,8 @@ class _Search:
             candidate.policy,
             option.shards,
             option.tasks.named(candidate.homes),
-            candidate.starts,
+            candidate.times,
+            option.division,
             judged.seconds,
             judged.joules,
             tuple(self._tried),
@@ -192,8 +199,9 @@ class _Search:
         in_order = tuple(-float(node) for node in range(tasks.count))
         ranks, least = upward_ranks(tasks), least_ranks(tasks)
         for name, homes in trivial(tasks):
-            held = option.estimator.estimate(homes, in_order)
-            yield _Candidate(name, option, homes, held, None, in_order, is_trivial=True)
+            if option.division == WHOLE:
+                held = option.estimator.estimate(homes, in_order)
+                yield _Candidate(name, option, homes, held, None, in_order, is_trivial=True)
             yield _ordered(f"{name}, reordered", option, homes, ranks)
             yield _ordered(f"{name}, updates on host", option, ended(tasks, homes), ranks)
         for policy in LISTS:
@@ -214,7 +222,7 @@ class _Search:
 
     def _improved(self, pool: Sequence[_Candidate]) -> list[_Candidate]:
         """The best candidates of the most promising option, and one of each other, improved."""
-        searches: dict[int, LocalSearch] = {}  # by option
+        searches: dict[Option, LocalSearch] = {}
         pool = sorted(pool, key=lambda each: self._score(each.estimate))
         leaders: list[_Candidate] = []
         for candidate in pool:
@@ -236,17 +244,17 @@ class _Search:
         return [replace(each, policy=f"{each.policy}, improved") for each in found]
 
     def _searched(
-        self, bases: Sequence[_Candidate], of: int, searches: dict[int, LocalSearch]
+        self, bases: Sequence[_Candidate], of: int, searches: dict[Option, LocalSearch]
     ) -> list[_Candidate]:
         """Candidates of one option, each after one `of` so many shares of a round."""
         option = bases[0].option
-        if option.shards not in searches:
-            searches[option.shards] = LocalSearch(option.tasks, option.estimator, self._objective)
+        if option not in searches:
+            searches[option] = LocalSearch(option.tasks, option.estimator, self._objective)
         estimates = self._effort.estimated_nodes // max(1, option.tasks.count)
         estimates = max(2, min(estimates, self._effort.most) // (ROUNDS * of))
         starts = [(base.homes, base.ranks) for base in bases]
         found: list[_Candidate] = []
-        better = searches[option.shards].all_improved(starts, estimates - 1, self._effort.threads)
+        better = searches[option].all_improved(starts, estimates - 1, self._effort.threads)
         for base, each in zip(bases, better, strict=True):
             self._estimates += each.estimates + 1
             found.append(
@@ -286,7 +294,7 @@ class _Search:
         self._simulations += 1
         self._simulated_nodes += option.tasks.count
         try:
-            judged = self._judge(option, option.tasks.named(candidate.homes), candidate.starts)
+            judged = self._judge(option, option.tasks.named(candidate.homes), candidate.times)
         except PlanError as error:
             self._fault = self._fault or error
             self._note(candidate, dropped=str(error))
@@ -303,6 +311,7 @@ class _Search:
             Tried(
                 candidate.policy,
                 candidate.option.shards,
+                candidate.option.division.lanes,
                 candidate.estimate.seconds,
                 None if judged is None else judged.seconds,
                 None if judged is None else judged.joules,
@@ -311,11 +320,15 @@ class _Search:
         )
 
     def _is_judged(self, candidate: _Candidate) -> bool:
-        key = (candidate.policy, candidate.option.shards)
-        return any((each.policy, each.shards) == key for each in self._tried)
+        key = _key(candidate)
+        return any((each.policy, each.shards, each.lanes) == key for each in self._tried)
 
     def _score(self, held: Estimate) -> tuple[int, float]:
         return self._objective.score(held.seconds, held.joules)
+
+
+def _key(candidate: _Candidate) -> tuple[str, int, int | None]:
+    return candidate.policy, candidate.option.shards, candidate.option.division.lanes
 
 
 def trivial(tasks: Tasks) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -368,7 +381,7 @@ def _ordered(
             policy, option, homes, option.estimator.estimate(homes, in_order), None, in_order
         )
     held = option.estimator.estimate(homes, ranks)
-    return _Candidate(policy, option, homes, held, held.starts, ranks)
+    return _Candidate(policy, option, homes, held, held.times, ranks)
 
 
 def _by_list(option: Option, policy: str, objective: Objective) -> _Candidate:

@@ -1,9 +1,11 @@
 """Which lanes do a node, once its device is known: large nodes go to several of them.
 
-A node is divided over all compute lanes of its device (or as many as it has parts for) when that
-is predicted to save more than a wait between lanes costs; a small node goes whole to the lane with
-the least work. Packs and unpacks are nodes of the host like others. Where it has no kernels for
-them, a pack has its device's lane for transfers in and an unpack the lane for transfers out.
+A node is divided over all compute lanes of its device, or as many as it has parts for and a
+`Division` allows, when that is predicted to save more than a wait between lanes costs; a small node
+goes whole to the lane with the least work. Where it is known when nodes are to run, they have the
+lanes that are free longest. Packs and unpacks are nodes of the host like others. Where it has no
+kernels for them, a pack has its device's lane for transfers in and an unpack the lane for transfers
+out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,9 +14,11 @@ from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph, Node, Value
 from aieflow.ops.kernel import HostKernel, Kernel, Kernels
 from aieflow.profiles.cost import RooflineCost
+from aieflow.runtime.policies.division import WHOLE, Division
 from aieflow.runtime.schedule import Schedule, device_of
 from aieflow.runtime.transfer import SAVE_LANE, Reach
 
+Times = Mapping[str, tuple[float, float]]  # of nodes by name: when they begin and end, in seconds
 EDGE_S = 20e-6  # predicted cost of lanes meeting at a divided node
 
 
@@ -35,10 +39,13 @@ def schedule_lanes(
     lanes: Mapping[str, tuple[str, ...]],
     reach: Mapping[str, Reach],
     cost: RooflineCost,
+    division: Division = WHOLE,
+    times: Times | None = None,
 ) -> Schedule:
     """Place each node of `graph` on compute or copy lanes of its home.
 
-    Raises PlanError for an op without a kernel there.
+    `times` says when nodes are to begin and to end. Raises PlanError for an op without a kernel
+    there.
     """
     load = {lane: 0.0 for names in lanes.values() for lane in names}
     placements: list[tuple[str, ...]] = []
@@ -55,7 +62,9 @@ def schedule_lanes(
                 placements.append((around.copy_lanes[int(is_unpack)],))
                 continue
             on_device.update(node.outputs)
-        placements.append(_divide(node, kernel, lanes[home], load, cost))
+        most = division.most(node.op.name, len(lanes[home]))
+        end_s = None if times is None else times.get(node.name, (0.0, 0.0))[1]
+        placements.append(_divide(node, kernel, lanes[home], most, load, cost, end_s))
     copy_lanes = [lane for name in lanes for lane in reach.get(name, Reach()).copy_lanes or ()]
     copy_lanes += [SAVE_LANE] if copy_lanes else []
     compute_lanes = [lane for each in lanes.values() for lane in each]
@@ -66,11 +75,13 @@ def _divide(
     node: Node,
     kernel: Kernel,
     lanes: tuple[str, ...],
+    most: int,
     load: dict[str, float],
     cost: RooflineCost,
+    end_s: float | None,
 ) -> tuple[str, ...]:
-    """The lanes of one node; adds to their load."""
-    parts = min(len(lanes), kernel.split(node).units)
+    """The lanes of one node; adds to their load, or sets it to when the node is to end."""
+    parts = min(most, kernel.split(node).units)
     whole = cost.seconds(node.flops, node.nbytes)
     divided = cost.seconds(node.flops / parts, node.nbytes / parts) + EDGE_S
     free_first = sorted(lanes, key=lambda name: load[name])  # stable: ties keep lane order
@@ -80,5 +91,5 @@ def _divide(
     else:
         chosen = (free_first[0],)
         end = load[free_first[0]] + whole
-    load.update(dict.fromkeys(chosen, end))
+    load.update(dict.fromkeys(chosen, end if end_s is None else end_s))
     return chosen

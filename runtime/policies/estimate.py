@@ -7,12 +7,13 @@ judgement, to be made many hundreds of times; what is chosen by it is compiled a
 runs as machine code (`step_layout`, `virtual_run`), on tables made once (`flat`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from aieflow.ops.errors import PlanError
+from aieflow.runtime.policies.cpu import Times
 from aieflow.runtime.policies.flat import Flat, laid
 from aieflow.runtime.policies.step_layout import END, PARTS, PIECE, RESOURCE, Ints, longest
 from aieflow.runtime.policies.tasks import Tasks
@@ -21,11 +22,11 @@ from aieflow.runtime.policies.virtual_run import run
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Estimate:
-    """What an assignment takes, and when the nodes of its expanded graph start."""
+    """What an assignment takes, and when the nodes of its expanded graph begin and end."""
 
     seconds: float
     joules: float
-    starts: Mapping[str, float]  # by name; empty where nobody asked for it
+    times: Times  # empty where nobody asked for them
     busy_s: tuple[float, ...]  # of each resource, all lanes together
 
 
@@ -41,7 +42,7 @@ class Estimator:
         return self._flat
 
     def estimate(
-        self, homes: Sequence[int] | Ints, ranks: Sequence[float], with_starts: bool = True
+        self, homes: Sequence[int] | Ints, ranks: Sequence[float], with_times: bool = True
     ) -> Estimate:
         """What it takes with node n on device `homes[n]`; raises PlanError for a circle."""
         tasks, flat = self._tasks, self._flat
@@ -68,13 +69,14 @@ class Estimator:
         active = sum(
             taken * each.watts for taken, each in zip(busy.tolist(), tasks.resources, strict=True)
         )
-        starts: dict[str, float] = {}
-        if with_starts:
+        times: dict[str, tuple[float, float]] = {}
+        if with_times:
             names = [
                 flat.pieces[piece].name if piece != END else "" for piece in steps.steps[PIECE]
             ]
-            starts = {name: at for name, at in zip(names, started.tolist(), strict=True) if name}
-        return Estimate(seconds, active + tasks.idle_w * seconds, starts, tuple(busy.tolist()))
+            spans = zip(started.tolist(), ended.tolist(), strict=True)
+            times = {name: span for name, span in zip(names, spans, strict=True) if name}
+        return Estimate(seconds, active + tasks.idle_w * seconds, times, tuple(busy.tolist()))
 
     def floor(self, homes: Sequence[int]) -> tuple[float, float]:
         """Seconds and joules that no run with these homes undercuts: see `floor`."""

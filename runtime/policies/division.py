@@ -1,0 +1,72 @@
+"""Over how many lanes of its device a node is divided, at most.
+
+One node on all lanes ends soonest. But where several devices work, and nodes of several shards are
+ready, a device that does two nodes side by side, each on half of its lanes, pays half as many
+launches, and nobody waits behind a long node. Packs and unpacks are bound by memory, and a few
+cores have all of its bandwidth: more lanes make them no shorter, and are missed elsewhere.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from aieflow.ops.graph import Graph, Node
+from aieflow.ops.kernel import Kernels
+from aieflow.runtime.expansion import expand
+
+LEAST_HALVED = 4  # lanes of a device, of which one node may have half
+SLACK = 1.1  # times what a conversion takes at least: fewer lanes may take so long
+
+NodeSeconds = Callable[[str, Node, int], float]  # device, node, parts -> of one part on one lane
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """The most lanes of a node: `lanes`, or what its op has; None: all that its device has."""
+
+    lanes: int | None = None
+    by_op: Mapping[str, int] = field(default_factory=dict)
+
+    def most(self, op: str, lanes: int) -> int:
+        """Of a node of an op, on a device with so many."""
+        return min(lanes, self.by_op.get(op, self.lanes or lanes))
+
+
+WHOLE = Division()
+
+
+def divisions(
+    graph: Graph, kernels: Kernels, lanes: Mapping[str, Sequence[str]], node_s: NodeSeconds
+) -> tuple[Division, ...]:
+    """Those worth a try: all lanes to each node; beside other devices, half of the host's.
+
+    `kernels` and `lanes` are of the devices, the host's first.
+    """
+    host, *others = lanes
+    count = len(lanes[host])
+    if count < LEAST_HALVED or not others:
+        return (WHOLE,)
+    least: dict[str, int] = {}
+    for node in _conversions(graph, kernels, host, others):
+        seconds = [node_s(host, node, parts) for parts in range(1, count + 1)]
+        fewest = next(n for n, each in enumerate(seconds, 1) if each <= SLACK * min(seconds))
+        least[node.op.name] = max(fewest, least.get(node.op.name, 1))
+    return (WHOLE, Division(count // 2, least))
+
+
+def _conversions(
+    graph: Graph, kernels: Kernels, host: str, others: Sequence[str]
+) -> Iterator[Node]:
+    """What the host does for other devices, one of each kind and size."""
+    own = {node.op.name for node in graph.nodes}
+    seen: set[tuple[object, ...]] = set()
+    for device in others:
+        homes = [
+            next(name for name in (device, *kernels) if node.op.name in kernels[name])
+            for node in graph.nodes
+        ]
+        expansion = expand(graph, homes, kernels)
+        for node, home in zip(expansion.graph.nodes, expansion.homes, strict=True):
+            key = (node.op.name, node.input_specs, node.output_specs)
+            if home == host and node.op.name not in own and key not in seen:
+                seen.add(key)
+                yield node

@@ -1,0 +1,109 @@
+"""Over how many lanes nodes are divided, and which lanes those are."""
+
+from dataclasses import replace
+
+import pytest
+from made_up_costs import MadeUp, fakes
+
+from aieflow.gpt2.config import PRESETS
+from aieflow.gpt2.lower import training_step
+from aieflow.ops.builder import Builder
+from aieflow.ops.graph import Graph
+from aieflow.ops.kernel import Kernels
+from aieflow.ops.pointwise import GELU
+from aieflow.ops.spec import Spec
+from aieflow.profiles.figure import Figure
+from aieflow.profiles.machine_cost import MachineCost
+from aieflow.profiles.machine_file import load_machine
+from aieflow.runtime.layout import compiled, laid_out
+from aieflow.runtime.policies.division import WHOLE, Division, divisions
+from aieflow.runtime.policies.estimate import Estimator, order_of
+from aieflow.runtime.policies.tasks import tasks_of
+from aieflow.runtime.simulate import simulate
+from aieflow.runtime.step_cost import MachineStepCost
+from aieflow.runtime.transfer import reaches
+from aieflow.tools.simulate import described_devices
+
+GRAPH = training_step(replace(PRESETS["mini"], layers=1), 2, 16, shards=2)
+
+
+def tried(graph: Graph, core_bytes_per_s: float | None = None) -> tuple[Division, ...]:
+    """Of a Phoenix, one core of which has this bandwidth."""
+    profile = load_machine("phoenix")
+    if core_bytes_per_s is not None:
+        given = Figure(core_bytes_per_s, "unknown: this test", "assumed")
+        profile = replace(profile, cpu=replace(profile.cpu, core_memory_bytes_per_s=given))
+    devices = {device.name: device for device in described_devices(profile)}
+    kernels: Kernels = {name: device.kernels for name, device in devices.items()}
+    lanes = {name: device.lanes for name, device in devices.items()}
+    return divisions(graph, kernels, lanes, MachineCost(profile).node_s)
+
+
+def test_the_most_lanes_of_a_node() -> None:
+    assert WHOLE.most("gelu", 8) == 8
+    division = Division(4, {"pack": 2, "unpack": 6})
+    assert [division.most(op, 8) for op in ("gelu", "pack", "unpack")] == [4, 2, 6]
+    assert [division.most(op, 1) for op in ("gelu", "pack", "unpack")] == [1, 1, 1]
+
+
+def test_half_of_the_lanes_is_tried_and_packs_have_as_many_as_memory_serves() -> None:
+    """Two cores of 30 GB/s have the whole of Phoenix's 55; of 7 GB/s each it takes seven."""
+    whole, half = tried(GRAPH)
+    assert whole == WHOLE
+    assert half == Division(4, dict.fromkeys(("npu_pack", "npu_unpack", "npu_repack"), 2))
+    _, slow = tried(GRAPH, 7e9)
+    assert min(slow.by_op.values()) >= 7
+
+
+def test_few_lanes_or_one_device_are_not_halved() -> None:
+    devices = fakes(2)
+    kernels: Kernels = {name: device.kernels for name, device in devices.items()}
+    lanes = {name: device.lanes for name, device in devices.items()}
+    assert divisions(GRAPH, kernels, lanes, MadeUp().node_s) == (WHOLE,)  # two lanes
+    alone = {"fake": tuple(f"fake.compute.{lane}" for lane in range(8))}
+    assert divisions(GRAPH, kernels, alone, MadeUp().node_s) == (WHOLE,)
+
+
+def test_who_runs_side_by_side_is_on_lanes_of_its_own() -> None:
+    """a and b at once on half of the lanes each; c goes on where a lane was left first."""
+    b = Builder("side by side")
+    x = b.feed("x", Spec((256, 256)))
+    results = [b.apply(GELU, [x], [name])[0] for name in ("a", "b", "c")]
+    devices = {device.name: device for device in described_devices(load_machine("phoenix"))}
+    times = {"a": (0.0, 3.0), "b": (0.0, 1.0), "c": (1.0, 2.0)}
+    plan = compiled(
+        b.finish(results), ["cpu"] * 3, devices, "test", 3, times=times, division=Division(4)
+    )
+    first, second, third = plan.schedule.placements
+    assert len(first) == len(second) == len(third) == 4
+    assert set(first).isdisjoint(second)
+    assert third == second
+
+
+@pytest.mark.parametrize("division", [WHOLE, Division(4, {"npu_pack": 2, "npu_unpack": 2})])
+def test_a_plan_takes_what_was_estimated(division: Division) -> None:
+    """Shards that devices do in turn, on a Phoenix: plans add under a hundredth (simulated)."""
+    profile = load_machine("phoenix")
+    devices = {device.name: device for device in described_devices(profile)}
+    graph = training_step(replace(PRESETS["124M"], layers=2), 8, 64, shards=4)
+    cost = MachineCost(profile)
+    tasks = tasks_of(
+        graph,
+        {name: device.kernels for name, device in devices.items()},
+        {name: device.lanes for name, device in devices.items()},
+        reaches(devices),
+        cost,
+        lambda homes: laid_out(graph, homes, devices, "test", division),
+    )
+    homes = tuple(
+        able[node % len(able)] for node, able in enumerate(map(tasks.able, range(tasks.count)))
+    )
+    ranks = [-float(node) for node in range(tasks.count)]
+    assert sorted(order_of(ranks)) == list(range(tasks.count))
+    held = Estimator(tasks).estimate(homes, ranks)
+    plan = compiled(
+        graph, tasks.named(homes), devices, "test", 3, times=held.times, division=division
+    )
+    taken_s = simulate(plan, MachineStepCost(cost)).seconds
+    assert held.seconds <= taken_s * 1.01
+    assert taken_s <= held.seconds * 1.01
