@@ -15,7 +15,7 @@ from aieflow.runtime.layout import compiled
 from aieflow.runtime.plan import Plan
 from aieflow.runtime.policies.best import Effort, Found
 from aieflow.runtime.policies.cpu import Times
-from aieflow.runtime.policies.division import WHOLE
+from aieflow.runtime.policies.division import WHOLE, Division
 from aieflow.runtime.policies.fixed import COSTED, homes
 from aieflow.runtime.policies.objective import Objective
 from aieflow.runtime.step_cost import MachineStepCost
@@ -39,6 +39,7 @@ class Placement:
     effort: Effort = field(default_factory=Effort)
     choices: Choices = field(default_factory=Choices, compare=False)
     decided: Mapping[str, Found] = field(default_factory=dict)
+    division: Division = WHOLE  # of nodes over lanes, by a policy that weighs no costs
 
 
 def place(graph: Graph, device: Device, divided: bool = True) -> Plan:
@@ -64,7 +65,7 @@ def place_on(
     costs that nobody knows.
     """
     times: Times | None = None
-    division = WHOLE
+    division = placement.division
     if by_node is None and placement.policy in COSTED:
         found = placement.decided.get(graph.name) or chosen({1: graph}, devices, placement)
         by_node, times, division = found.homes, found.times, found.division

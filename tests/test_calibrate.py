@@ -20,7 +20,7 @@ from aieflow.devices.base import Device
 from aieflow.devices.cpu import CpuDevice
 from aieflow.devices.fake_remote import FakeRemoteDevice
 from aieflow.devices.surroundings import Finding
-from aieflow.gpt2.config import ModelConfig
+from aieflow.gpt2.config import PRESETS, ModelConfig
 from aieflow.gpt2.generate import Generator
 from aieflow.gpt2.lower import decoding, evaluation, inference
 from aieflow.gpt2.params import initial_parameters
@@ -167,6 +167,22 @@ def test_a_stale_device_is_measured_anew(take: Take) -> None:
     seen: list[str] = []
     take(newer, seen)
     assert len(seen) == 4
+
+
+def test_beside_others_the_hosts_nodes_are_measured_on_half_of_its_lanes_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    large = replace(TINY[0].config, model=PRESETS["mini"], seq_len=64, batch_size=8)
+    several = (Case("training", large), Case("evaluation", large, "evaluation"))
+    monkeypatch.setattr(calibration, "cases", lambda quick: several)
+    with closing(CpuDevice(4)) as cpu:
+        devices: dict[str, Device] = {"cpu": cpu, "igpu": FakeRemoteDevice("igpu")}
+        jobs = [job for job in jobs_for(devices, None, quick=False) if job.devices == "cpu"]
+        parts = [{work.parts for work in job.works.values()} for job in jobs]
+        assert [max(each) for each in parts] == [4, 2, 4]
+        assert len({job.name for job in jobs}) == 3
+        assert len(jobs_for({"cpu": cpu}, None, quick=False)) == 2
+        assert all("half" not in job.name for job in jobs_for(devices, None, quick=True))
 
 
 def test_devices_are_measured_alone_and_together() -> None:

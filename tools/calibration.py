@@ -20,6 +20,7 @@ from aieflow.runtime.machine import Machine
 from aieflow.runtime.observed import works_in
 from aieflow.runtime.placement import Placement
 from aieflow.runtime.plan import Plan
+from aieflow.runtime.policies.division import WHOLE, halved
 from aieflow.tools.calibration_grid import Case, cases
 from aieflow.tools.calibration_links import measure_links, measure_slowdown
 from aieflow.tools.calibration_visit import Pool, Seen, visit
@@ -87,6 +88,12 @@ def jobs_for(devices: Mapping[str, Device], only: str | None, quick: bool) -> li
                 found.append(
                     Job(f"{case.name} on {name}", case, machine, plan, works_in(plan, kernels))
                 )
+                half = halved(len(device.lanes))
+                if half != WHOLE and len(devices) > 1 and case.kind == "training" and not quick:
+                    machine = Machine((device,), Placement(name, division=half))
+                    plan = machine.plan(graph)
+                    title = f"{case.name} on {name}, half of its lanes a node"
+                    found.append(Job(title, case, machine, plan, works_in(plan, kernels)))
         if only is None and case.is_mixed and {"cpu", "igpu"} <= devices.keys():
             pair = (devices["cpu"], devices["igpu"])
             for placement in (

@@ -7,7 +7,7 @@ cores have all of its bandwidth: more lanes make them no shorter, and are missed
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aieflow.ops.graph import Graph, Node
 from aieflow.ops.kernel import Kernels
@@ -34,6 +34,15 @@ class Division:
 WHOLE = Division()
 
 
+def halved(lanes: int) -> Division:
+    """Half of so many lanes at most to each node; all where there are few.
+
+    >>> halved(12).lanes, halved(3).lanes
+    (6, None)
+    """
+    return Division(lanes // 2) if lanes >= LEAST_HALVED else WHOLE
+
+
 def divisions(
     graph: Graph, kernels: Kernels, lanes: Mapping[str, Sequence[str]], node_s: NodeSeconds
 ) -> tuple[Division, ...]:
@@ -42,15 +51,15 @@ def divisions(
     `kernels` and `lanes` are of the devices, the host's first.
     """
     host, *others = lanes
-    count = len(lanes[host])
-    if count < LEAST_HALVED or not others:
+    count, half = len(lanes[host]), halved(len(lanes[host]))
+    if half == WHOLE or not others:
         return (WHOLE,)
     least: dict[str, int] = {}
     for node in _conversions(graph, kernels, host, others):
         seconds = [node_s(host, node, parts) for parts in range(1, count + 1)]
         fewest = next(n for n, each in enumerate(seconds, 1) if each <= SLACK * min(seconds))
         least[node.op.name] = max(fewest, least.get(node.op.name, 1))
-    return (WHOLE, Division(count // 2, least))
+    return (WHOLE, replace(half, by_op=least))
 
 
 def _conversions(
