@@ -145,12 +145,12 @@ class OpenClDevice(Device):
 
     def adopt(self, memory: Array) -> None:
         """Make page-aligned host memory reachable until `close`; raises DeviceError."""
-        self._queue(COMPUTE)
+        self._require_open()
         self._memory.adopt(memory)
 
     def disown(self, memory: Array) -> None:
         """Forget memory that was adopted; nothing of it may be in use."""
-        self._queue(COMPUTE)
+        self._require_open()
         self._memory.disown(memory)
 
     def free_nbytes(self) -> int:
@@ -159,7 +159,7 @@ class OpenClDevice(Device):
 
     def bind(self, node: Node, call: Call) -> Callable[[], None]:
         """The call that enqueues the node's launches; raises DeviceError, as the call may."""
-        self._queue(COMPUTE)
+        self._require_open()
         if call.parts != 1:
             raise refusal(f"node {node.name} is one of {call.parts} parts: it takes one")
         kernel = self._kernels[node.op.name]
@@ -169,7 +169,7 @@ class OpenClDevice(Device):
     def bind_transfer(self, region: Array, direction: Direction) -> Callable[[], None]:
         """The call that brings bytes of adopted memory to the other side; raises DeviceError."""
         lane = COPY_IN if direction == "in" else COPY_OUT
-        self._queue(lane)
+        self._require_open()
         transfer = self._memory.transfer(region, direction)
 
         def run() -> None:
@@ -287,9 +287,12 @@ class OpenClDevice(Device):
         with naming(f"waiting for {lane}"):
             self._queue(lane).finish()
 
-    def _queue(self, lane: str) -> cl.CommandQueue:
+    def _require_open(self) -> None:
         if not self._queues:
             raise refusal("the device was closed")
+
+    def _queue(self, lane: str) -> cl.CommandQueue:
+        self._require_open()
         return self._queues[lane]
 
     def _compare_clocks(self, queue: cl.CommandQueue) -> tuple[int, int]:

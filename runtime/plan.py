@@ -148,7 +148,7 @@ def compile_plan(
         layout.save(value)
     for index in range(len(graph.nodes)):
         layout.add_node(index)
-    for value in (*in_groups([layout.last(states[name]) for name in renewed]), *graph.results):
+    for value in (*_in_groups([layout.last(states[name]) for name in renewed]), *graph.results):
         layout.bring(value, HOST, len(graph.nodes) - 1)
     steps = tuple(layout.steps)
     lanes = {
@@ -175,7 +175,7 @@ def compile_plan(
     )
 
 
-def in_groups(values: Sequence[Value]) -> Iterator[Value]:
+def _in_groups(values: Sequence[Value]) -> Iterator[Value]:
     """States that a run has updated, in the order in which they are brought to the host's side.
 
     A transfer that waits for a step of a lane knows the lane's earlier steps to be done. So with
