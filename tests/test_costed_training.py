@@ -82,6 +82,8 @@ def test_simulate_says_what_was_tried_and_gained(aieflow: Command) -> None:
     assert report["shards"] == search["shards"]
     shards = {each["shards"] for each in search["tried"]}
     assert shards == {1, 2}  # as the batch of 2 allows
+    assert {each["lanes"] for each in search["tried"]} == {None, 4}  # of eight
+    assert search["lanes"] in (None, 4)
     simulated = [each["simulated_seconds"] for each in search["tried"]]
     assert report["seconds"] == min(each for each in simulated if each is not None)
     assert search["gained_seconds"] >= 0
@@ -90,6 +92,7 @@ def test_simulate_says_what_was_tried_and_gained(aieflow: Command) -> None:
     assert {each["shards"] for each in one["tried"]} == {1}
     printed = aieflow(*ON_PHOENIX, "--policy", "best").out
     assert "chosen " in printed
+    assert ("a node on 4 lanes at most" in printed) == (search["lanes"] == 4)
     assert "for each second of planning" in printed
 
 

@@ -1,6 +1,7 @@
 """Over how many lanes nodes are divided, and which lanes those are."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from made_up_costs import MadeUp, fakes
@@ -15,7 +16,10 @@ from aieflow.ops.spec import Spec
 from aieflow.profiles.figure import Figure
 from aieflow.profiles.machine_cost import MachineCost
 from aieflow.profiles.machine_file import load_machine
+from aieflow.runtime.choice import Choices
 from aieflow.runtime.layout import compiled, laid_out
+from aieflow.runtime.placement import Placement, chosen, place_on
+from aieflow.runtime.policies.best import QUICK
 from aieflow.runtime.policies.division import WHOLE, Division, divisions
 from aieflow.runtime.policies.estimate import Estimator, order_of
 from aieflow.runtime.policies.tasks import tasks_of
@@ -107,3 +111,20 @@ def test_a_plan_takes_what_was_estimated(division: Division) -> None:
     taken_s = simulate(plan, MachineStepCost(cost)).seconds
     assert held.seconds <= taken_s * 1.01
     assert taken_s <= held.seconds * 1.01
+
+
+def test_what_was_decided_is_followed_and_kept(tmp_path: Path) -> None:
+    """Four shards on a Phoenix share its cores; the plan takes what the decision says."""
+    devices = {device.name: device for device in described_devices(load_machine("phoenix"))}
+    graph = training_step(replace(PRESETS["124M"], layers=2), 8, 128, shards=4)
+    cost = MachineStepCost(MachineCost(load_machine("phoenix")))
+    placement = Placement("best", cost=cost, effort=QUICK, choices=Choices(tmp_path))
+    found = chosen({4: graph}, devices, placement)
+    assert found.division.lanes == 4
+    assert {each.lanes for each in found.tried} == {None, 4}
+    read = chosen({4: graph}, devices, replace(placement, choices=Choices(tmp_path)))
+    assert asdict(read) == asdict(found)
+    plan = place_on(graph, devices, replace(placement, decided={graph.name: read}))
+    assert simulate(plan, cost).seconds == found.seconds
+    on_host = [lanes for lanes in plan.schedule.placements if lanes[0].startswith("cpu.")]
+    assert {len(lanes) for lanes in on_host} == {1, 2, 4}

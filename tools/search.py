@@ -106,6 +106,7 @@ def search_report(searched: Searched) -> dict[str, object]:
     return {
         "policy": found.policy,
         "shards": found.shards,
+        "lanes": found.division.lanes,  # that a node may have at most; null: all of its device
         "seconds_spent": searched.spent_s,
         "estimates": found.estimates,
         "simulations": found.simulations,
@@ -131,7 +132,12 @@ def search_lines(searched: Searched) -> Mapping[str, str]:
 
 def _lines(searched: Searched) -> Iterator[tuple[str, str]]:
     found, spent = searched.found, searched.spent_s
-    yield "chosen", f"{found.policy}, {found.shards} shards: {found.seconds:.4g} s (simulated)"
+    most = found.division.lanes
+    division = "" if most is None else f", a node on {most} lanes at most"
+    yield (
+        "chosen",
+        f"{found.policy}, {found.shards} shards{division}: {found.seconds:.4g} s (simulated)",
+    )
     yield (
         "planning",
         f"{spent:.1f} s for {found.estimates} estimates and {found.simulations} simulated plans",
