@@ -185,6 +185,32 @@ def test_beside_others_the_hosts_nodes_are_measured_on_half_of_its_lanes_too(
         assert all("half" not in job.name for job in jobs_for(devices, None, quick=True))
 
 
+def test_where_time_is_short_every_op_is_known_before_anything_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Decoding, the last of many, holds ops of its own: it comes with the first, in all rounds."""
+    config = TINY[0].config
+    steps = tuple(Case(f"B={B}", replace(config, batch_size=B)) for B in range(9, 1, -1))
+    several = (*steps, Case("decoding", replace(config, seq_len=1), "decoding"))
+    monkeypatch.setattr(calibration, "cases", lambda quick: several)
+    kept: list[MeasuredProfile] = []
+    with closing(CpuDevice(1)) as cpu:
+        devices: dict[str, Device] = {"cpu": cpu}
+        jobs = jobs_for(devices, None, quick=True)
+        ops = {work.op for job in jobs for work in job.works.values()}
+        calibrate_devices(
+            MeasuredProfile().with_device("cpu", {}, 1),
+            devices,
+            jobs,
+            lambda profile, done: kept.append(profile),
+            quick=True,
+        )
+    assert len(kept) == 2 * len(jobs)
+    visited = kept[2 * 2 - 1]  # two steps hold every op, and came twice
+    assert {point.work.op for point in visited.points.values()} == ops
+    assert all(point.samples.is_trusted for point in visited.points.values())
+
+
 def test_devices_are_measured_alone_and_together() -> None:
     """Works are those of one device; where two share a step, what crosses is noted alone."""
     with closing(CpuDevice(2)) as cpu:

@@ -1,13 +1,15 @@
 """Brings the profile of this computer up to date: what is missing or stale is measured and kept.
 
 The training steps of the grid take turns in rounds, so that a computer whose speed drifts is as
-fast for one as for another. After every visit the profile is handed out, to be written: whoever
-starts again after Ctrl-C or a kill goes on from there.
+fast for one as for another. Where time is short they do so in groups: first a few small ones that
+hold every op, so that all are known however slow the computer is, then the others, small ones
+first. After every visit the profile is handed out, to be written: whoever starts again after Ctrl-C
+or a kill goes on from there.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from aieflow.devices.base import Device
@@ -28,6 +30,7 @@ from aieflow.tools.calibration_visit import Pool, Seen, visit
 QUICK_RUNS, FULL_RUNS = 5, 5  # noted runs of a visit
 QUICK_SAMPLES, FULL_SAMPLES = TRUSTED, 2 * TRUSTED  # of every work
 LINK_ROUNDS, PAIR_ROUNDS = 20, 6
+GROUP = 12  # training steps that take turns where time is short
 # Splits between the CPU and another device that calibration runs: policy, ops on the CPU.
 MIXED_ON_CPU = (MATMUL.name,)
 MIXED_ON_OTHER = ("gelu", "gelu_backward", "layernorm")
@@ -131,10 +134,8 @@ def calibrate_devices(
     try:
         total = sum(_flops(job) * _visits(job, profile, wanted, op, runs) for job in jobs)
         done = 0.0
-        for _ in range(math.ceil(wanted / runs)):
-            for job in jobs:
-                if job.missing(profile, wanted, op) <= 0 or time.monotonic() > until:
-                    continue
+        for job in _turns(jobs, math.ceil(wanted / runs), quick):
+            if job.missing(profile, wanted, op) > 0 and time.monotonic() <= until:
                 seen = visit(job.machine, job.plan, job.case.config, pool, job.works, runs)
                 profile = with_seen(profile, seen, job, op)
                 done += _flops(job)
@@ -142,6 +143,31 @@ def calibrate_devices(
     finally:
         pool.close()
     return _with_pairs(profile, dict(devices)) if op is None else profile
+
+
+def _turns(jobs: list[Job], rounds: int, quick: bool) -> Iterator[Job]:
+    """The jobs, each in every round; where it is to be quick, group after group."""
+    groups = [jobs]
+    if quick:
+        by_size = sorted(jobs, key=_flops)  # stable
+        first = _covering(by_size)
+        rest = [job for job in by_size if job not in first]
+        groups = [first, *(rest[at : at + GROUP] for at in range(0, len(rest), GROUP))]
+    for group in groups:
+        for _ in range(rounds):
+            yield from group
+
+
+def _covering(jobs: list[Job]) -> list[Job]:
+    """Those that hold an op on a device which none before them holds."""
+    known: set[tuple[str, str]] = set()
+    found: list[Job] = []
+    for job in jobs:
+        held = {(work.device, work.op) for work in job.works.values()}
+        if not held <= known:
+            known |= held
+            found.append(job)
+    return found
 
 
 def with_seen(
