@@ -135,11 +135,23 @@ class Device(ABC):
 
     def transfer(self, region: Array, direction: Direction) -> None:
         """Bring bytes to the other side and wait until they are there; raises DeviceError."""
-        self.bind_transfer(region, direction)()
-        if self.copy_lanes is not None:
-            finish = self.finish(self.copy_lanes[direction == "out"])
-            if finish is not None:
-                finish()
+        self.bind_whole_transfer(region, direction)()
+
+    def bind_whole_transfer(self, region: Array, direction: Direction) -> Callable[[], None]:
+        """The call that brings bytes to the other side and waits until they are there.
+
+        Raises DeviceError, as the call may.
+        """
+        bring = self.bind_transfer(region, direction)
+        finish = self.copy_lanes and self.finish(self.copy_lanes[direction == "out"])
+        if not finish:
+            return bring
+
+        def run() -> None:
+            bring()
+            finish()
+
+        return run
 
     def finish(self, lane: str) -> Callable[[], None] | None:
         """The call that waits until all work begun on `lane` is done, where calls return before."""

@@ -19,14 +19,15 @@ from aieflow.devices.base import Device
 from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph
 from aieflow.ops.kernel import Kernels
+from aieflow.profiles.cost import CostModel
 from aieflow.runtime.device_memory import require_memory
 from aieflow.runtime.layout import compiled, laid_out
 from aieflow.runtime.policies.best import Effort, Found, Judged, Option, Tried, best, listed
-from aieflow.runtime.policies.cpu import Times
 from aieflow.runtime.policies.division import WHOLE, Division, divisions
 from aieflow.runtime.policies.estimate import Estimator
 from aieflow.runtime.policies.objective import Objective
 from aieflow.runtime.policies.tasks import Tasks, tasks_of
+from aieflow.runtime.schedule import Times
 from aieflow.runtime.simulate import joules, simulate
 from aieflow.runtime.step_cost import MachineStepCost
 from aieflow.runtime.transfer import reaches
@@ -93,14 +94,14 @@ def choose(
     nothing can be placed, or no device has the memory.
     """
     options: list[Option] = []
-    kernels: Kernels = {name: device.kernels for name, device in devices.items()}
-    lanes = {name: device.lanes for name, device in devices.items()}
+    _require_places(places, devices)
     for shards, graph in graphs.items():
         tried: tuple[Division, ...] = (WHOLE,)
         if policy == "best":
-            tried = divisions(graph, kernels, lanes, cost.machine.node_s)
+            tried = divisions(graph, *_kernels_and_lanes(devices), cost.machine.node_s)
         for division in tried:
-            tasks = _tasks(graph, devices, places, slots, cost, division)
+            tasks = tasks_on(graph, devices, cost.machine, slots, division)
+            tasks = _placed(tasks, graph, places)
             options.append(Option(shards, graph, tasks, Estimator(tasks), division))
     effort = effort or Effort()
     key = _key(options, devices, policy, slots, cost, objective, effort)
@@ -124,28 +125,44 @@ def choose(
     return found
 
 
-def _tasks(
+def tasks_on(
     graph: Graph,
     devices: Mapping[str, Device],
-    places: Mapping[str, str],
-    slots: int,
-    cost: MachineStepCost,
-    division: Division,
+    cost: CostModel,
+    slots: int = 3,
+    division: Division = WHOLE,
 ) -> Tasks:
-    """What nodes take; an op placed by hand can be done there alone."""
-    kernels: Kernels = {name: device.kernels for name, device in devices.items()}
-    for op, device in places.items():
-        if op not in kernels.get(device, {}):
-            raise PlanError(f"{op} cannot be placed on {device}: it has no kernel for it")
-    tasks = tasks_of(
+    """What the nodes of a graph take on devices, the host's first, as their plans would have them.
+
+    Raises PlanError for a node that no device can do.
+    """
+    return tasks_of(
         graph,
-        kernels,
-        {name: device.lanes for name, device in devices.items()},
+        *_kernels_and_lanes(devices),
         reaches(devices),
-        cost.machine,
+        cost,
         lambda homes: laid_out(graph, homes, devices, "costs", division),
         slots,
     )
+
+
+def _kernels_and_lanes(
+    devices: Mapping[str, Device],
+) -> tuple[Kernels, Mapping[str, tuple[str, ...]]]:
+    return (
+        {name: device.kernels for name, device in devices.items()},
+        {name: device.lanes for name, device in devices.items()},
+    )
+
+
+def _require_places(places: Mapping[str, str], devices: Mapping[str, Device]) -> None:
+    for op, device in places.items():
+        if device not in devices or op not in devices[device].kernels:
+            raise PlanError(f"{op} cannot be placed on {device}: it has no kernel for it")
+
+
+def _placed(tasks: Tasks, graph: Graph, places: Mapping[str, str]) -> Tasks:
+    """The same, but an op that is placed by hand can be done there alone."""
     if not places:
         return tasks
     number = {name: place for place, name in enumerate(tasks.devices)}

@@ -13,9 +13,9 @@ from aieflow.runtime.expansion import Expansion, expand
 from aieflow.runtime.lookahead import look_ahead
 from aieflow.runtime.ordering import ordered, reordered
 from aieflow.runtime.plan import Plan, compile_plan
-from aieflow.runtime.policies.cpu import Times, schedule_lanes
+from aieflow.runtime.policies.cpu import schedule_lanes
 from aieflow.runtime.policies.division import WHOLE, Division
-from aieflow.runtime.schedule import Schedule
+from aieflow.runtime.schedule import Schedule, Times
 from aieflow.runtime.transfer import reaches, separate_values
 
 

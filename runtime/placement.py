@@ -14,10 +14,10 @@ from aieflow.runtime.choice import Choices, choose
 from aieflow.runtime.layout import compiled
 from aieflow.runtime.plan import Plan
 from aieflow.runtime.policies.best import Effort, Found
-from aieflow.runtime.policies.cpu import Times
 from aieflow.runtime.policies.division import WHOLE, Division
 from aieflow.runtime.policies.fixed import COSTED, homes
 from aieflow.runtime.policies.objective import Objective
+from aieflow.runtime.schedule import Times
 from aieflow.runtime.step_cost import MachineStepCost
 
 

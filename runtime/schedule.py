@@ -3,10 +3,13 @@
 Each lane runs its nodes in program order, so the placements are the whole decision.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph
+
+Times = Mapping[str, tuple[float, float]]  # of nodes by name: when they begin and end, in seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,10 +44,15 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the user's own profile out of tests: it may be of any version, or of any computer."""
+    """Nothing is calibrated: the user's own profile may be of any version, or of any computer.
+
+    A test that calibrates names a data home of its own.
+    """
+    home = tmp_path_factory.mktemp("data_home")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data_home")))
+        patched.setenv("XDG_DATA_HOME", str(home))
         yield
+    assert not list(home.iterdir())
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import json
 import random
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from typing import Protocol
 
 import pytest
@@ -82,8 +81,8 @@ def test_simulate_says_what_was_tried_and_gained(aieflow: Command) -> None:
     assert report["shards"] == search["shards"]
     shards = {each["shards"] for each in search["tried"]}
     assert shards == {1, 2}  # as the batch of 2 allows
-    assert {each["lanes"] for each in search["tried"]} == {None, 4}  # of eight
-    assert search["lanes"] in (None, 4)
+    assert {each["most_lanes"] for each in search["tried"]} == {None, 4}  # of eight
+    assert search["most_lanes"] in (None, 4)
     simulated = [each["simulated_seconds"] for each in search["tried"]]
     assert report["seconds"] == min(each for each in simulated if each is not None)
     assert search["gained_seconds"] >= 0
@@ -92,7 +91,7 @@ def test_simulate_says_what_was_tried_and_gained(aieflow: Command) -> None:
     assert {each["shards"] for each in one["tried"]} == {1}
     printed = aieflow(*ON_PHOENIX, "--policy", "best").out
     assert "chosen " in printed
-    assert ("a node on 4 lanes at most" in printed) == (search["lanes"] == 4)
+    assert ("a node on 4 lanes at most" in printed) == (search["most_lanes"] == 4)
     assert "for each second of planning" in printed
 
 
@@ -123,10 +122,7 @@ def test_objectives_without_sense_are_refused(
     assert fault in " ".join(result.err.split())
 
 
-def test_without_a_calibration_it_says_how_to_make_one(
-    aieflow: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+def test_without_a_calibration_it_says_how_to_make_one(aieflow: Command) -> None:
     result = aieflow("plan", *SMALL, "--policy", "best")
     assert (result.code, result.out) == (2, "")
     assert "run `aieflow calibrate" in " ".join(result.err.split())

@@ -16,16 +16,14 @@ from aieflow.ops.spec import Spec
 from aieflow.profiles.figure import Figure
 from aieflow.profiles.machine_cost import MachineCost
 from aieflow.profiles.machine_file import load_machine
-from aieflow.runtime.choice import Choices
-from aieflow.runtime.layout import compiled, laid_out
+from aieflow.runtime.choice import Choices, tasks_on
+from aieflow.runtime.layout import compiled
 from aieflow.runtime.placement import Placement, chosen, place_on
 from aieflow.runtime.policies.best import QUICK
 from aieflow.runtime.policies.division import WHOLE, Division, divisions
-from aieflow.runtime.policies.estimate import Estimator, order_of
-from aieflow.runtime.policies.tasks import tasks_of
+from aieflow.runtime.policies.estimate import Estimator
 from aieflow.runtime.simulate import simulate
 from aieflow.runtime.step_cost import MachineStepCost
-from aieflow.runtime.transfer import reaches
 from aieflow.tools.simulate import described_devices
 
 GRAPH = training_step(replace(PRESETS["mini"], layers=1), 2, 16, shards=2)
@@ -91,26 +89,16 @@ def test_a_plan_takes_what_was_estimated(division: Division) -> None:
     devices = {device.name: device for device in described_devices(profile)}
     graph = training_step(replace(PRESETS["124M"], layers=2), 8, 64, shards=4)
     cost = MachineCost(profile)
-    tasks = tasks_of(
-        graph,
-        {name: device.kernels for name, device in devices.items()},
-        {name: device.lanes for name, device in devices.items()},
-        reaches(devices),
-        cost,
-        lambda homes: laid_out(graph, homes, devices, "test", division),
-    )
+    tasks = tasks_on(graph, devices, cost, division=division)
     homes = tuple(
         able[node % len(able)] for node, able in enumerate(map(tasks.able, range(tasks.count)))
     )
     ranks = [-float(node) for node in range(tasks.count)]
-    assert sorted(order_of(ranks)) == list(range(tasks.count))
     held = Estimator(tasks).estimate(homes, ranks)
     plan = compiled(
         graph, tasks.named(homes), devices, "test", 3, times=held.times, division=division
     )
-    taken_s = simulate(plan, MachineStepCost(cost)).seconds
-    assert held.seconds <= taken_s * 1.01
-    assert taken_s <= held.seconds * 1.01
+    assert simulate(plan, MachineStepCost(cost)).seconds == pytest.approx(held.seconds, rel=0.01)
 
 
 def test_what_was_decided_is_followed_and_kept(tmp_path: Path) -> None:
@@ -121,7 +109,7 @@ def test_what_was_decided_is_followed_and_kept(tmp_path: Path) -> None:
     placement = Placement("best", cost=cost, effort=QUICK, choices=Choices(tmp_path))
     found = chosen({4: graph}, devices, placement)
     assert found.division.lanes == 4
-    assert {each.lanes for each in found.tried} == {None, 4}
+    assert {each.most_lanes for each in found.tried} == {None, 4}
     read = chosen({4: graph}, devices, replace(placement, choices=Choices(tmp_path)))
     assert asdict(read) == asdict(found)
     plan = place_on(graph, devices, replace(placement, decided={graph.name: read}))

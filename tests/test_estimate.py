@@ -16,19 +16,19 @@ from aieflow.ops.builder import Builder
 from aieflow.ops.graph import Graph
 from aieflow.ops.pointwise import ADD, GELU
 from aieflow.ops.spec import Spec
-from aieflow.runtime.layout import compiled, laid_out
+from aieflow.runtime.choice import tasks_on
+from aieflow.runtime.layout import compiled
 from aieflow.runtime.policies.climb import path_of
-from aieflow.runtime.policies.cpu import Times
 from aieflow.runtime.policies.estimate import Estimator, estimate, floor, order_of
 from aieflow.runtime.policies.flat import Flat, laid
 from aieflow.runtime.policies.heft import upward_ranks
 from aieflow.runtime.policies.local_search import LocalSearch
 from aieflow.runtime.policies.objective import Objective
 from aieflow.runtime.policies.step_layout import END, NODE
-from aieflow.runtime.policies.tasks import Tasks, tasks_of
+from aieflow.runtime.policies.tasks import Tasks
 from aieflow.runtime.policies.virtual_run import run
+from aieflow.runtime.schedule import Times
 from aieflow.runtime.simulate import joules, simulate
-from aieflow.runtime.transfer import reaches
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,7 @@ class Case:
     cost: MadeUp
 
     def tasks(self) -> Tasks:
-        return tasks_of(
-            self.graph,
-            {name: device.kernels for name, device in self.devices.items()},
-            {name: device.lanes for name, device in self.devices.items()},
-            reaches(self.devices),
-            self.cost,
-            lambda homes: laid_out(self.graph, homes, self.devices, "test"),
-        )
+        return tasks_on(self.graph, self.devices, self.cost)
 
     def simulated(self, homes: list[str], times: Times | None = None) -> tuple[float, float]:
         cost = step_cost(self.cost)

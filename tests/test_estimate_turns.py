@@ -9,14 +9,14 @@ from aieflow.gpt2.config import ModelConfig
 from aieflow.gpt2.lower import training_step
 from aieflow.profiles.machine_cost import MachineCost
 from aieflow.profiles.machine_file import load_machine
-from aieflow.runtime.layout import compiled, laid_out
+from aieflow.runtime.choice import tasks_on
+from aieflow.runtime.layout import compiled
 from aieflow.runtime.policies.best import trivial
 from aieflow.runtime.policies.estimate import estimate
 from aieflow.runtime.policies.heft import upward_ranks
-from aieflow.runtime.policies.tasks import Piece, Resource, tasks_of
+from aieflow.runtime.policies.tasks import Piece, Resource
 from aieflow.runtime.simulate import simulate
 from aieflow.runtime.step_cost import MachineStepCost
-from aieflow.runtime.transfer import reaches
 from aieflow.tools.simulate import described_devices
 
 
@@ -32,15 +32,7 @@ def test_all_products_on_the_npu_take_what_the_simulator_says(slots: int) -> Non
     config = ModelConfig(vocab_size=8192, seq_len=64, layers=2, heads=12, channels=768)
     graph = training_step(config, 4, 64, shards=4)
     devices = {device.name: device for device in described_devices(profile)}
-    tasks = tasks_of(
-        graph,
-        {name: device.kernels for name, device in devices.items()},
-        {name: device.lanes for name, device in devices.items()},
-        reaches(devices),
-        cost,
-        lambda homes: laid_out(graph, homes, devices, "test"),
-        slots,
-    )
+    tasks = tasks_on(graph, devices, cost, slots)
     (homes,) = (homes for policy, homes in trivial(tasks) if policy == "gemm-on-npu")
     held = estimate(tasks, homes, upward_ranks(tasks))
     plan = compiled(graph, tasks.named(homes), devices, "test", slots, times=held.times)

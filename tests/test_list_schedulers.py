@@ -6,14 +6,13 @@ import pytest
 from made_up_costs import drawn_costs, fakes, published
 
 from aieflow.devices.fake import random_graph
-from aieflow.runtime.layout import laid_out
+from aieflow.runtime.choice import tasks_on
 from aieflow.runtime.policies.booking import Bookings, Decision
 from aieflow.runtime.policies.dmda import dmda
 from aieflow.runtime.policies.estimate import estimate, predecessors
 from aieflow.runtime.policies.heft import heft, upward_ranks
 from aieflow.runtime.policies.peft import optimistic_costs, peft
-from aieflow.runtime.policies.tasks import Tasks, labels_of, tasks_of
-from aieflow.runtime.transfer import reaches
+from aieflow.runtime.policies.tasks import Tasks, labels_of
 
 # Topcuoglu et al. 2002, figure 2 and table 1.
 TOPCUOGLU = published(
@@ -131,14 +130,7 @@ def test_a_value_is_moved_once_for_all_readers() -> None:
 def drawn(seed: int, nodes: int = 14) -> Tasks:
     draw = random.Random(seed)
     graph, around = random_graph(draw, nodes), fakes()
-    return tasks_of(
-        graph,
-        {name: device.kernels for name, device in around.items()},
-        {name: device.lanes for name, device in around.items()},
-        reaches(around),
-        drawn_costs(draw, graph, around),
-        lambda chosen: laid_out(graph, chosen, around, "test"),
-    )
+    return tasks_on(graph, around, drawn_costs(draw, graph, around))
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -28,9 +28,8 @@ from aieflow.tools.profile_subject import subject_from, subject_message, subject
 
 
 @pytest.fixture(autouse=True)
-def _plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing is calibrated, and every training step that is watched is recorded."""
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every training step that is watched is recorded."""
     monkeypatch.setattr(live_feed, "RECORDED_EVERY_S", 0.0)
 
 

@@ -119,8 +119,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveRun]:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+def run(tmp_path: Path) -> Iterator[LiveRun]:
     with live_run(tmp_path) as run:
         yield run
 

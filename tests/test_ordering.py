@@ -109,7 +109,5 @@ def test_any_order_computes_the_same_bits(seed: int) -> None:
             found = {value.name: executor.array(value.name).tobytes() for value in graph.results}
         results.append(found | {name: array.tobytes() for name, array in states.items()})
     assert results[0] == results[1] == results[2]
-    assert (
-        reordered(graph, ordered(graph, {name: at for name, (at, _) in times.items()}, {}, 3)).nodes
-        != graph.nodes
-    )
+    starts = {name: begin for name, (begin, _) in times.items()}
+    assert reordered(graph, ordered(graph, starts, {}, 3)).nodes != graph.nodes

@@ -235,10 +235,7 @@ def test_bound_is_printed_below_the_plan(app: typer.Typer) -> None:
     assert "path " in below
 
 
-def test_bound_needs_a_calibration_or_a_described_machine(
-    app: typer.Typer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+def test_bound_needs_a_calibration_or_a_described_machine(app: typer.Typer) -> None:
     error = CliRunner().invoke(app, ("gpt2", *SMALL, "--bound")).exception
     assert isinstance(error, ProfileError)
     assert "no calibration of cpu: run `aieflow calibrate --device cpu`, or name a described " in (

@@ -36,8 +36,7 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture(autouse=True)
-def _uncalibrated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+def _unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile_command, "_rates", lambda devices: {})  # takes seconds to measure
 
 

@@ -22,7 +22,7 @@ from aieflow.runtime.machine import Machine
 from aieflow.runtime.observed import works_in
 from aieflow.runtime.placement import Placement
 from aieflow.runtime.plan import Plan
-from aieflow.runtime.policies.division import WHOLE, halved
+from aieflow.runtime.policies.division import WHOLE, Division, halved
 from aieflow.tools.calibration_grid import Case, cases
 from aieflow.tools.calibration_links import measure_links, measure_slowdown
 from aieflow.tools.calibration_visit import Pool, Seen, visit
@@ -86,17 +86,11 @@ def jobs_for(devices: Mapping[str, Device], only: str | None, quick: bool) -> li
         graph = case.graph
         for name, device in devices.items():
             if only in (None, name) and all(node.op.name in device.kernels for node in graph.nodes):
-                machine = Machine((device,), Placement(name))
-                plan = machine.plan(graph)
-                found.append(
-                    Job(f"{case.name} on {name}", case, machine, plan, works_in(plan, kernels))
-                )
-                half = halved(len(device.lanes))
-                if half != WHOLE and len(devices) > 1 and case.kind == "training" and not quick:
-                    machine = Machine((device,), Placement(name, division=half))
+                for title, division in _divisions(case, device, len(devices) > 1, quick).items():
+                    machine = Machine((device,), Placement(name, division=division))
                     plan = machine.plan(graph)
-                    title = f"{case.name} on {name}, half of its lanes a node"
-                    found.append(Job(title, case, machine, plan, works_in(plan, kernels)))
+                    works = works_in(plan, kernels)
+                    found.append(Job(f"{case.name} on {name}{title}", case, machine, plan, works))
         if only is None and case.is_mixed and {"cpu", "igpu"} <= devices.keys():
             pair = (devices["cpu"], devices["igpu"])
             for placement in (
@@ -107,6 +101,14 @@ def jobs_for(devices: Mapping[str, Device], only: str | None, quick: bool) -> li
                 name = f"{case.name} on both, {placement.policy} first"
                 found.append(Job(name, case, machine, machine.plan(graph), {}))
     return found
+
+
+def _divisions(case: Case, device: Device, has_others: bool, quick: bool) -> Mapping[str, Division]:
+    """How nodes are divided over a device's lanes, and what a job's name says of that."""
+    half = halved(len(device.lanes))
+    if half == WHOLE or not has_others or quick or case.kind != "training":
+        return {"": WHOLE}
+    return {"": WHOLE, ", half of its lanes a node": half}
 
 
 def calibrate_devices(

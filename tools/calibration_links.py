@@ -47,9 +47,7 @@ def measure_links(devices: dict[str, Device], rounds: int) -> dict[Series, tuple
                 if device.copy_lanes is None:
                     continue
                 for way, lane in zip(DIRECTIONS, device.copy_lanes, strict=True):
-                    transfer = _finished(
-                        device.bind_transfer(memory[:nbytes], way), device.finish(lane)
-                    )
+                    transfer = device.bind_whole_transfer(memory[:nbytes], way)
                     clock = clocks[name].get(lane)
                     calls[way, device.name, str(nbytes)] = (
                         partial(_seconds, transfer)
@@ -118,18 +116,6 @@ def _repeated(executor: Executor, feeds: Mapping[str, Array]) -> Callable[[], No
 
 def _copy(source: Array, target: Array) -> Callable[[], None]:
     return lambda: np.copyto(target, source)
-
-
-def _finished(call: Callable[[], None], finish: Callable[[], None] | None) -> Callable[[], None]:
-    """A call that returns when what it began is done."""
-    if finish is None:
-        return call
-
-    def run() -> None:
-        call()
-        finish()
-
-    return run
 
 
 def _timed(

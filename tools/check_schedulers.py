@@ -33,15 +33,14 @@ from aieflow.ops.graph import Graph
 from aieflow.profiles.machine_cost import MachineCost
 from aieflow.profiles.machine_file import load_machine
 from aieflow.runtime.bounds import bound
-from aieflow.runtime.layout import laid_out
+from aieflow.runtime.choice import tasks_on
 from aieflow.runtime.needs import Choice, Needs
 from aieflow.runtime.policies.best import Found, Judged, Option, best
 from aieflow.runtime.policies.booking import span_s
-from aieflow.runtime.policies.cpu import Times
 from aieflow.runtime.policies.estimate import Estimator, predecessors
 from aieflow.runtime.policies.heft import heft
-from aieflow.runtime.policies.tasks import HOST, Hops, Piece, Resource, Tasks, tasks_of
-from aieflow.runtime.transfer import reaches
+from aieflow.runtime.policies.tasks import HOST, Hops, Piece, Resource, Tasks
+from aieflow.runtime.schedule import Times
 from aieflow.tools.console import OUT
 from aieflow.tools.simulate import described_devices
 
@@ -244,14 +243,7 @@ def _alone(graph: Graph, machine: str) -> Tasks:
     """What a machine foretells of a graph, in the model that CP-SAT shares."""
     profile = load_machine(machine)
     devices = {device.name: device for device in described_devices(profile)}
-    found = tasks_of(
-        graph,
-        {name: device.kernels for name, device in devices.items()},
-        {name: device.lanes for name, device in devices.items()},
-        reaches(devices),
-        MachineCost(profile),
-        lambda homes: laid_out(graph, homes, devices, "check"),
-    )
+    found = tasks_on(graph, devices, MachineCost(profile))
     spans = [[span_s(pieces) if pieces else None for pieces in row] for row in found.pieces]
     net = len(found.devices)
     hops = [

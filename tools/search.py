@@ -106,7 +106,7 @@ def search_report(searched: Searched) -> dict[str, object]:
     return {
         "policy": found.policy,
         "shards": found.shards,
-        "lanes": found.division.lanes,  # that a node may have at most; null: all of its device
+        "most_lanes": found.division.lanes,  # of a node; null: all of its device
         "seconds_spent": searched.spent_s,
         "estimates": found.estimates,
         "simulations": found.simulations,
@@ -115,7 +115,7 @@ def search_report(searched: Searched) -> dict[str, object]:
             {
                 "policy": each.policy,
                 "shards": each.shards,
-                "lanes": each.lanes,
+                "most_lanes": each.most_lanes,
                 "estimated_seconds": each.estimated_s,
                 "simulated_seconds": each.simulated_s,
                 "dropped": each.dropped,

@@ -4,11 +4,11 @@ Candidates are the trivial plans (all on one device as far as it can), HEFT, PEF
 balance of loads, in several orders of the nodes, for each way in which the graph can be lowered
 (its batch in 1, 2 or 4 shards) and its nodes be divided over lanes (`division`). Quick estimates
 rank them. A short local search from the best of each way tells which way is worth the effort; its
-best candidates are improved by longer ones, in rounds: a third goes on to the next, which has as
-many estimates (successive halving: Jamieson and Talwalkar, AISTATS 2016). Of the most promising,
-plans are compiled and simulated, and the best of those is taken. A trivial plan is left out of that
-only if what it takes at least (its busiest lanes, its longest path) is worse than the best plan
-found: so none is better.
+best candidates are improved by longer ones, in rounds: a third, two at least, goes on to the next,
+which has as many estimates (successive halving: Jamieson and Talwalkar, AISTATS 2016); the last
+round has as many for each. Of the most promising, plans are compiled and simulated, and the best of
+those is taken. A trivial plan is left out of that only if what it takes at least (its busiest
+lanes, its longest path) is worse than the best plan found: so none is better.
 
 The effort is a number of nodes to look at, not of seconds: the same inputs give the same plan.
 """
@@ -20,7 +20,6 @@ from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph
 from aieflow.runtime.policies.balance import balance
 from aieflow.runtime.policies.booking import Decision
-from aieflow.runtime.policies.cpu import Times
 from aieflow.runtime.policies.division import WHOLE, Division
 from aieflow.runtime.policies.dmda import dmda
 from aieflow.runtime.policies.estimate import Estimate, Estimator
@@ -30,6 +29,7 @@ from aieflow.runtime.policies.local_search import LocalSearch
 from aieflow.runtime.policies.objective import Objective
 from aieflow.runtime.policies.peft import peft
 from aieflow.runtime.policies.tasks import HOST, Tasks
+from aieflow.runtime.schedule import Times
 
 LISTS: Mapping[str, Callable[[Tasks], Decision]] = {"heft": heft, "peft": peft, "dmda": dmda}
 
@@ -80,11 +80,16 @@ class Tried:
 
     policy: str
     shards: int
-    lanes: int | None  # that a node may have at most; None: all of its device
+    most_lanes: int | None  # of a node; None: all of its device
     estimated_s: float
     simulated_s: float | None = None
     simulated_joules: float | None = None
     dropped: str = ""  # why it was not simulated, or cannot be used
+
+    @property
+    def key(self) -> tuple[str, int, int | None]:
+        """What tells it from other candidates: policy, shards, most lanes."""
+        return self.policy, self.shards, self.most_lanes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +118,11 @@ class _Candidate:
     times: Times | None
     ranks: tuple[float, ...]
     is_trivial: bool = False
+
+    @property
+    def key(self) -> tuple[str, int, int | None]:
+        """As of `Tried`."""
+        return self.policy, self.option.shards, self.option.division.lanes
 
 
 def listed(options: Sequence[Option], policy: str, judge: Judge, objective: Objective) -> Found:
@@ -161,8 +171,8 @@ class _Search:
                     self._simulate(candidate)
                 else:
                     self._note(candidate, dropped="takes longer at least")
-        trivial = {_key(each) for each in pool if each.is_trivial}
-        taken = (each for each in self._tried if (each.policy, each.shards, each.lanes) in trivial)
+        trivial = {each.key for each in pool if each.is_trivial}
+        taken = (each for each in self._tried if each.key in trivial)
         quickest = min(
             each.estimated_s if each.simulated_s is None else each.simulated_s for each in taken
         )
@@ -320,15 +330,10 @@ class _Search:
         )
 
     def _is_judged(self, candidate: _Candidate) -> bool:
-        key = _key(candidate)
-        return any((each.policy, each.shards, each.lanes) == key for each in self._tried)
+        return any(each.key == candidate.key for each in self._tried)
 
     def _score(self, held: Estimate) -> tuple[int, float]:
         return self._objective.score(held.seconds, held.joules)
-
-
-def _key(candidate: _Candidate) -> tuple[str, int, int | None]:
-    return candidate.policy, candidate.option.shards, candidate.option.division.lanes
 
 
 def trivial(tasks: Tasks) -> tuple[tuple[str, tuple[int, ...]], ...]:

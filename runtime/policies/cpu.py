@@ -15,10 +15,9 @@ from aieflow.ops.graph import Graph, Node, Value
 from aieflow.ops.kernel import HostKernel, Kernel, Kernels
 from aieflow.profiles.cost import RooflineCost
 from aieflow.runtime.policies.division import WHOLE, Division
-from aieflow.runtime.schedule import Schedule, device_of
+from aieflow.runtime.schedule import Schedule, Times, device_of
 from aieflow.runtime.transfer import SAVE_LANE, Reach
 
-Times = Mapping[str, tuple[float, float]]  # of nodes by name: when they begin and end, in seconds
 EDGE_S = 20e-6  # predicted cost of lanes meeting at a divided node
 
 
@@ -44,8 +43,8 @@ def schedule_lanes(
 ) -> Schedule:
     """Place each node of `graph` on compute or copy lanes of its home.
 
-    `times` says when nodes are to begin and to end. Raises PlanError for an op without a kernel
-    there.
+    `times` says when nodes are to begin and to end, of those that it holds. Raises PlanError for an
+    op without a kernel there.
     """
     load = {lane: 0.0 for names in lanes.values() for lane in names}
     placements: list[tuple[str, ...]] = []
@@ -63,7 +62,7 @@ def schedule_lanes(
                 continue
             on_device.update(node.outputs)
         most = division.most(node.op.name, len(lanes[home]))
-        end_s = None if times is None else times.get(node.name, (0.0, 0.0))[1]
+        end_s = times[node.name][1] if times and node.name in times else None
         placements.append(_divide(node, kernel, lanes[home], most, load, cost, end_s))
     copy_lanes = [lane for name in lanes for lane in reach.get(name, Reach()).copy_lanes or ()]
     copy_lanes += [SAVE_LANE] if copy_lanes else []

@@ -6,17 +6,16 @@ launches, and nobody waits behind a long node. Packs and unpacks are bound by me
 cores have all of its bandwidth: more lanes make them no shorter, and are missed elsewhere.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from aieflow.ops.graph import Graph, Node
 from aieflow.ops.kernel import Kernels
 from aieflow.runtime.expansion import expand
+from aieflow.runtime.needs import NodeSeconds
 
 LEAST_HALVED = 4  # lanes of a device, of which one node may have half
 SLACK = 1.1  # times what a conversion takes at least: fewer lanes may take so long
-
-NodeSeconds = Callable[[str, Node, int], float]  # device, node, parts -> of one part on one lane
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from aieflow.ops.errors import PlanError
-from aieflow.runtime.policies.cpu import Times
 from aieflow.runtime.policies.flat import Flat, laid
 from aieflow.runtime.policies.step_layout import END, PARTS, PIECE, RESOURCE, Ints, longest
 from aieflow.runtime.policies.tasks import Tasks
 from aieflow.runtime.policies.virtual_run import run
+from aieflow.runtime.schedule import Times
 
 
 @dataclass(frozen=True, slots=True, eq=False)

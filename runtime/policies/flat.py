@@ -23,9 +23,6 @@ Rows: TypeAlias = tuple[
 ]
 
 
-HOST_DEVICE = 0  # the first device works on the host's side
-
-
 class _Lists:
     """Lists of numbers, one after the other: `starts[n]` to `starts[n + 1]` is the n-th."""
 
@@ -46,7 +43,7 @@ class Flat:
         # Of pieces: before all others on its lanes. It takes a slot after an earlier one of its
         # node, or a device waits for it that is not the host's.
         goes_first: list[bool] = []
-        host_lanes = {p.resource for row in tasks.pieces for p in row[HOST_DEVICE]}
+        host_lanes = {piece.resource for of_host, *_ in tasks.pieces for piece in of_host}
         taker: list[int] = []  # of pieces: the last before it that took a slot, or itself
         for node, row in enumerate(tasks.pieces):
             for device, pieces in enumerate(row):
@@ -56,7 +53,7 @@ class Flat:
                 for piece in pieces:
                     last = taker[-1] if held else len(taker)
                     taker.append(len(taker) if piece.holds else last)
-                    converts = device != HOST_DEVICE and piece.resource in host_lanes
+                    converts = device > 0 and piece.resource in host_lanes
                     goes_first.append((held and piece.holds) or converts)
                     held = held or piece.holds
                     if held and tasks.resources[piece.resource].device == device:
