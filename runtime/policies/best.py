@@ -1,20 +1,24 @@
 """The policy `best`: a portfolio of assignments, improved and then judged by the simulator.
 
-Candidates are the trivial plans (all on one device as far as it can), HEFT, PEFT, dmda and a
-balance of loads, in several orders of the nodes, for each way in which the graph can be lowered
-(its batch in 1, 2 or 4 shards) and its nodes be divided over lanes (`division`). Quick estimates
-rank them. A short local search from the best of each way tells which way is worth the effort; its
-best candidates are improved by longer ones, in rounds: a third, two at least, goes on to the next,
-which has as many estimates (successive halving: Jamieson and Talwalkar, AISTATS 2016); the last
-round has as many for each. Of the most promising, plans are compiled and simulated, and the best of
-those is taken. A trivial plan is left out of that only if what it takes at least (its busiest
-lanes, its longest path) is worse than the best plan found: so none is better.
+Candidates are the trivial plans (all on one device as far as it can), HEFT, PEFT, dmda, a balance
+of loads, and HEFT at a price, for each way in which the graph can be lowered (its batch in 1, 2 or
+4 shards) and its nodes be divided over lanes (`division`). Quick estimates rank them, and a short
+local search from the best of each way tells which way is worth the effort: it has candidates at
+more prices. The best of all are improved by longer searches, in rounds: a third, two at least, goes
+on to the next, which has as many estimates (successive halving: Jamieson and Talwalkar, AISTATS
+2016); the last round has as many for each. What is to be quick on several devices has one round of
+these, and two in which its order is improved, too (`sequence_search`). Of the most promising, plans
+are compiled and simulated, and the best of those is taken. A trivial plan is left out of that only
+if what it takes at least (its busiest lanes, its longest path) is worse than the best plan found:
+so none is better.
 
 The effort is a number of nodes to look at, not of seconds: the same inputs give the same plan.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph
@@ -28,6 +32,7 @@ from aieflow.runtime.policies.heft import heft, least_ranks, priced_heft, upward
 from aieflow.runtime.policies.local_search import LocalSearch
 from aieflow.runtime.policies.objective import Objective
 from aieflow.runtime.policies.peft import peft
+from aieflow.runtime.policies.sequence_search import MOST_DEVICES, SequenceSearch
 from aieflow.runtime.policies.tasks import HOST, Tasks
 from aieflow.runtime.schedule import Times
 
@@ -39,15 +44,17 @@ class Effort:
     """How much planning may do; nodes count once for each estimate, or simulation, of a graph."""
 
     estimated_nodes: int = 9_000_000
-    simulated_nodes: int = 4_000
+    simulated_nodes: int = 3_000
+    changes: int = 100_000  # of an assignment and its order
     bases: int = 6  # assignments that are improved
     most: int = 6_000  # estimates of a small graph; simulations
-    prices: tuple[float, ...] = (1.0, 10.0, 30.0, 100.0)  # factors on those of a balance
+    prices: tuple[float, ...] = (100.0, 30.0, 1.0)  # factors on those of a balance
     threads: int = 8  # searches at once, at most; changes nothing in what is found
 
 
-QUICK = Effort(estimated_nodes=600_000, simulated_nodes=2_500, bases=2, prices=(1.0, 30.0))
+QUICK = Effort(600_000, 2_500, changes=10_000, bases=2, prices=(30.0, 1.0))
 ROUNDS, KEPT = 3, 3  # of the search; one of so many goes on to the next
+TRIAL = 10  # one of so many changes shows which orders are worth all of them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -207,7 +214,7 @@ class _Search:
     def _portfolio(self, option: Option) -> Iterator[_Candidate]:
         tasks = option.tasks
         in_order = tuple(-float(node) for node in range(tasks.count))
-        ranks, least = upward_ranks(tasks), least_ranks(tasks)
+        ranks = upward_ranks(tasks)
         for name, homes in trivial(tasks):
             if option.division == WHOLE:
                 held = option.estimator.estimate(homes, in_order)
@@ -220,18 +227,27 @@ class _Search:
             moved = ended(tasks, found.homes)
             if moved != found.homes:
                 yield _ordered(f"{policy}, updates on host", option, moved, found.ranks)
-        for suffix, fixed in (("", None), (", updates on host", _ends_on_host(tasks))):
-            ideal = balance(tasks, fixed)
-            yield _ordered(f"balanced{suffix}", option, ideal.homes, least)
-            for factor in self._effort.prices:
-                prices = (factor * ideal.penalties).tolist()
-                for by, ranked in (("", ranks), (", by least ranks", least)):
-                    decision = priced_heft(tasks, prices, ranked)
-                    label = f"heft at {factor:g} times the price{by}{suffix}"
-                    yield _ordered(label, option, decision.homes, ranked)
+
+        yield from self._priced(option, self._effort.prices[:1])
+
+    def _priced(
+        self, option: Option, factors: Sequence[float], ends_on_host: bool = False
+    ) -> Iterator[_Candidate]:
+        """A balance of loads, and HEFT that weighs what a device costs all others, by factors."""
+        tasks = option.tasks
+        ranks, least = upward_ranks(tasks), least_ranks(tasks)
+        ideal = balance(tasks, _ends_on_host(tasks) if ends_on_host else None)
+        suffix = ", updates on host" if ends_on_host else ""
+        yield _ordered(f"balanced{suffix}", option, ideal.homes, least)
+        for factor in factors:
+            prices = (factor * ideal.penalties).tolist()
+            for by, ranked in (("", ranks), (", by least ranks", least)):
+                decision = priced_heft(tasks, prices, ranked)
+                label = f"heft at {factor:g} times the price{by}{suffix}"
+                yield _ordered(label, option, decision.homes, ranked)
 
     def _improved(self, pool: Sequence[_Candidate]) -> list[_Candidate]:
-        """The best candidates of the most promising option, and one of each other, improved."""
+        """One of each option, improved; of the most promising more, and these improved, too."""
         searches: dict[Option, LocalSearch] = {}
         pool = sorted(pool, key=lambda each: self._score(each.estimate))
         leaders: list[_Candidate] = []
@@ -242,16 +258,55 @@ class _Search:
         if len(leaders) > 1:
             leaders = [self._searched([each], count, searches)[0] for each in leaders]
             leaders.sort(key=lambda each: self._score(each.estimate))
-            pool = [each for each in pool if each.option is leaders[0].option]
-        bases = pool[: self._effort.bases]
+        option = leaders[0].option
+        prices = self._effort.prices
+        priced = [*self._priced(option, prices[1:]), *self._priced(option, prices, True)]
+        self._estimates += len(priced)
+        pool = [*(each for each in pool if each.option is option), *priced]
+        bases = sorted(pool, key=lambda each: self._score(each.estimate))[: self._effort.bases]
         improved: list[_Candidate] = []
-        for number in range(ROUNDS):
+        has_order = self._effort.changes > 0 and self._objective.kind == "time"
+        has_order = has_order and 1 < len(option.tasks.devices) <= MOST_DEVICES
+        for number in range(1 if has_order else ROUNDS):
             of = 1 if number == ROUNDS - 1 else len(bases)  # the last have as much as one would
             improved = self._searched(bases, of, searches)
             improved.sort(key=lambda each: self._score(each.estimate))
             bases = improved[: max(2, len(improved) // KEPT)]
         found = [*improved, *leaders[1:]]
-        return [replace(each, policy=f"{each.policy}, improved") for each in found]
+        found = [replace(each, policy=f"{each.policy}, improved") for each in found]
+        sequenced = self._sequenced(found[: len(improved)]) if has_order else []
+        return [*sequenced, *found, *priced]
+
+    def _sequenced(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
+        """The best of candidates of one option, on several devices each, with another order."""
+        tasks, estimator = candidates[0].option.tasks, candidates[0].option.estimator
+        candidates = [each for each in candidates if len(set(each.homes)) > 1]
+        if not candidates:
+            return []
+        search = SequenceSearch(tasks, estimator.flat)
+        changes = search.changes(self._effort.changes)
+        found = [(search.listed(each.homes, each.ranks), each) for each in candidates]
+        with ThreadPoolExecutor(self._effort.threads) as pool:
+            for each in (changes // TRIAL, changes):
+                self._estimates += each * len(found)
+                better = pool.map(
+                    partial(search.improved, changes=each, seed=1), [o for o, _ in found]
+                )
+                found = [(o, candidate) for o, (_, candidate) in zip(better, found, strict=True)]
+                found = sorted(found, key=lambda each: each[0].seconds)[:2]
+        return [
+            replace(
+                candidate,
+                policy=f"{candidate.policy} with its order",
+                homes=tuple(ordered.home.tolist()),
+                estimate=replace(
+                    estimator.estimate(ordered.home, candidate.ranks), seconds=ordered.seconds
+                ),
+                times=search.times(ordered),
+            )
+            for ordered, candidate in found
+            if ordered.seconds < candidate.estimate.seconds
+        ]
 
     def _searched(
         self, bases: Sequence[_Candidate], of: int, searches: dict[Option, LocalSearch]

@@ -50,7 +50,7 @@ def _score(
 
 
 @compiled
-def _next(chance: Ints, below: int) -> int:
+def next_chance(chance: Ints, below: int) -> int:
     """A number from 0, below another."""
     chance[0] = chance[0] * FACTOR % PRIME
     return int(chance[0] % below)
@@ -66,18 +66,18 @@ def _change(
     chance: Ints,
 ) -> bool:
     """Change an assignment in place; False: it is as before."""
-    kind, devices = _next(chance, 20), able.shape[1]
-    node = movable[_next(chance, len(movable))]
-    if len(path) > 0 and _next(chance, 100) < HOT:
-        node = path[_next(chance, len(path))]
+    kind, devices = next_chance(chance, 20), able.shape[1]
+    node = movable[next_chance(chance, len(movable))]
+    if len(path) > 0 and next_chance(chance, 100) < HOT:
+        node = path[next_chance(chance, len(path))]
     if kind < 10:
-        device = _next(chance, devices)
+        device = next_chance(chance, devices)
         if not able[node, device] or home[node] == device:
             return False
         home[node] = device
         return True
     if kind < 13:
-        other = movable[_next(chance, len(movable))]
+        other = movable[next_chance(chance, len(movable))]
         mine, theirs = home[node], home[other]
         if mine == theirs or not able[node, theirs] or not able[other, mine]:
             return False
@@ -85,13 +85,13 @@ def _change(
         return True
     if len(groups[1]) == 0:
         return False
-    at = _next(chance, len(groups[1]))
+    at = next_chance(chance, len(groups[1]))
     group = np.searchsorted(groups[0], at, "right") - 1
     begin, end = groups[0][group], groups[0][group + 1]
-    if _next(chance, 5) > 0:
-        begin, end = at, min(end, at + 2 + _next(chance, LONGEST - 1))
-    device, only = _next(chance, devices), -1
-    if _next(chance, 3) == 0:  # what is on one device
+    if next_chance(chance, 5) > 0:
+        begin, end = at, min(end, at + 2 + next_chance(chance, LONGEST - 1))
+    device, only = next_chance(chance, devices), -1
+    if next_chance(chance, 3) == 0:  # what is on one device
         only = home[groups[1][at]]
     is_new = False
     for place in range(begin, end):
@@ -217,7 +217,7 @@ def climb(
         lasted = ended[:count] - started[:count]
         score = _score(ended[:count].max(), steps, lasted, watts, idle_w, aim, cap)
         heat = HEAT * held * (1.0 - estimate / estimates) if estimate > 0 else 0.0
-        if score < held + heat * _next(chance, 1000) / 1000:
+        if score < held + heat * next_chance(chance, 1000) / 1000:
             now[:], held = then, score
             hot = path_of(steps, ended[:count], causes, able, path)
             if score < least:

@@ -31,6 +31,11 @@ def compiled(function: F) -> F:
         return cast(F, numba.njit(nogil=True)(function))
 
 
+def compiled_into(function: F) -> F:
+    """A function that becomes part of those that call it."""
+    return cast(F, numba.njit(inline="always")(function))
+
+
 @compiled
 def endangered(
     home: Ints,

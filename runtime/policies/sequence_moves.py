@@ -1,0 +1,316 @@
+"""The machine code of `sequence_search`, its second half: changes of an order and an assignment.
+
+A change moves one piece to another place in the order, lets a node be done by another device, or
+swaps the devices of two nodes of one role; pieces of a new device are put where they could begin.
+Pieces on a path that makes the length are taken more often, and put before what they wait for on
+their lane: the neighbourhood of flexible job shops (Mastrolilli and Gambardella, J. Scheduling 3,
+2000), at random. What is longer is kept by chance, less so from change to change, as in `climb`.
+"""
+
+import numpy as np
+
+from aieflow.runtime.policies.climb import next_chance
+from aieflow.runtime.policies.sequence import (
+    AFTER,
+    BEGAN,
+    DECODED,
+    ENDED,
+    EVERY,
+    FAR,
+    FIRST,
+    FORM,
+    LANE,
+    LANE_AFTER,
+    NEVER,
+    NODE,
+    ORDER,
+    PLACE,
+    READS,
+    RENEWS,
+    RESOURCE,
+    SETTLED,
+    SIDE_BITS,
+    START,
+    TAIL,
+    UPDATES,
+    VALUES_NOTED,
+    WIDTH,
+    WRITER,
+    Run,
+    Tables,
+    accept,
+    decode,
+    find_tails,
+    undo,
+)
+from aieflow.runtime.policies.step_layout import END, HOST, Bools, Ints, compiled
+
+HEAT = 2e-4  # of the length: so much more a change may make it in the beginning
+SHIFTS, SWAPS = 30, 30  # of a hundred changes those of an order; of the others, swaps
+HOT = 60  # of a hundred: those of what the length hangs on
+WINDOW = 100  # places at most by which a piece is shifted
+STALE = 20  # changes of no consequence, after which tails are found anew
+
+
+@compiled
+def _put(
+    tables: Tables,
+    run: Run,
+    home: Ints,
+    order: Ints,
+    count: int,
+    node: int,
+    device: int,
+    partner: int,
+    is_later: bool,
+    put: Ints,
+    many: int,
+) -> int:
+    """Note where the pieces of a node on a device would go; `put` has places and pieces.
+
+    They go where they could begin; with `is_later` not before they did. A `partner` moves, too.
+    """
+    pieces, seconds_of, _, own, _, values, resources, items = tables[:8]
+    times, marks, kept_s = run[0], run[1], run[9]
+    ready, at = 0.0, 0
+    for piece in range(own[node, home[node], FIRST], own[node, home[node] + 1, FIRST]):
+        for item in range(pieces[piece, READS], pieces[piece + 1, READS]):
+            before = values[items[item] >> SIDE_BITS, WRITER]
+            if before >= 0 and before != partner:
+                last = own[before, home[before] + 1, FIRST] - 1
+                if times[last, ENDED] > ready:
+                    ready, at = times[last, ENDED], marks[last, PLACE]
+    head = own[node, home[node], FIRST]
+    if is_later and times[head, BEGAN] > ready:
+        ready, at = times[head, BEGAN], marks[head, PLACE]
+    head = own[node, device, FIRST]
+    ends = np.empty(own[node, device + 1, FIRST] - head)
+    busy = kept_s[at // EVERY].copy()  # lanes of which there is one
+    at -= at % EVERY
+    for piece in range(head, own[node, device + 1, FIRST]):
+        when = ready
+        for item in range(pieces[piece, AFTER], pieces[piece + 1, AFTER]):
+            when = max(when, ends[items[item]])
+        resource = pieces[piece, RESOURCE]
+        while at < count and times[order[at], BEGAN] < when:
+            busy[resources[pieces[order[at], RESOURCE], LANE]] = times[order[at], ENDED]
+            at += 1
+        if resources[resource, WIDTH] == 1:
+            when = max(when, busy[resources[resource, LANE]])
+        ends[piece - head] = when + seconds_of[piece]
+        put[0, many], put[1, many] = at, piece
+        many += 1
+    return many
+
+
+@compiled
+def _relocated(
+    tables: Tables, run: Run, order: Ints, count: int, node: int, other: int, put: Ints, many: int
+) -> tuple[int, int, int]:
+    """Write an order without the pieces of two nodes, and with others, each before its place.
+
+    Returns how many pieces it has, the place from which on it differs, and up to which.
+    """
+    pieces, own = tables[0], tables[3]
+    marks, orders = run[1], run[19]
+    for one in range(1, many):  # by place; those of one node stay in their order
+        place, piece, into = put[0, one], put[1, one], one
+        while into > 0 and put[0, into - 1] > place:
+            put[0, into], put[1, into] = put[0, into - 1], put[1, into - 1]
+            into -= 1
+        put[0, into], put[1, into] = place, piece
+    low, high = put[0, 0], put[0, many - 1]
+    after = count + many
+    for gone in (node, other):
+        if gone >= 0:
+            for piece in range(own[gone, 0, FIRST], own[gone, own.shape[1] - 1, FIRST]):
+                place = marks[piece, PLACE]
+                if place < FAR:
+                    low, high = min(low, place), max(high, place + 1)
+                    after -= 1
+    begin = low - low % EVERY
+    for place in range(begin, low):
+        orders[ORDER, place] = order[place]
+    into, one = low, 0
+    for place in range(low, high):
+        while one < many and put[0, one] == place:
+            orders[ORDER, into] = put[1, one]
+            into, one = into + 1, one + 1
+        piece = order[place]
+        is_gone = pieces[piece, NODE] == node or pieces[piece, NODE] == other
+        if not is_gone or pieces[piece, RENEWS] != END:
+            orders[ORDER, into] = piece
+            into += 1
+    while one < many:
+        orders[ORDER, into] = put[1, one]
+        into, one = into + 1, one + 1
+    for place in range(high, count):
+        orders[ORDER, place + after - count] = order[place]
+    return after, begin, into
+
+
+@compiled
+def _shifted(run: Run, order: Ints, count: int, piece: int, to: int) -> tuple[int, int]:
+    """Write an order with one piece elsewhere; from where on it differs, and up to which place."""
+    orders = run[19]
+    at = run[1][piece, PLACE]
+    low, high = min(at, to), max(at, to) + 1
+    begin = low - low % EVERY
+    for place in range(begin, count):
+        orders[ORDER, place] = order[place]
+    for place in range(at, to):
+        orders[ORDER, place] = order[place + 1]
+    for place in range(to, at):
+        orders[ORDER, place + 1] = order[place]
+    orders[ORDER, to] = piece
+    return begin, high
+
+
+@compiled
+def _hot(run: Run, order: Ints, count: int, seconds: float, path: Ints) -> tuple[int, int]:
+    """Fill in the pieces that the length hangs on; how many, and the place of the last to end."""
+    times, many, last = run[0], 0, count
+    for place in range(count):
+        piece = order[place]
+        if times[piece, BEGAN] + times[piece, TAIL] >= seconds * (1 - 1e-9):
+            path[many] = piece
+            many += 1
+        if times[piece, ENDED] == seconds:
+            last = place
+    return many, last
+
+
+@compiled
+def _rehome(tables: Tables, run: Run, home: Ints, node: int, device: int) -> bool:
+    """Let a node be done by another device; whether a run begins with states in other places."""
+    pieces, _, nodes, own, _, values, _, items, _, _, side_of, _ = tables
+    reads, arrived, brought, caused, old_values = run[3], run[4], run[5], run[6], run[15]
+    old_arrived, noted = run[16], run[18]
+    was = home[node]
+    for gone, by in ((was, -1), (device, 1)):
+        for piece in range(own[node, gone, FIRST], own[node, gone + 1, FIRST]):
+            for item in range(pieces[piece, READS], pieces[piece + 1, READS]):
+                form = values[items[item] >> SIDE_BITS, FORM]
+                if form >= 0:
+                    reads[form] += by
+    has_states = False
+    for item in range(nodes[node, UPDATES], nodes[node + 1, UPDATES]):
+        for which, who in ((was, NEVER), (device, START)):
+            if side_of[which] != HOST:
+                note, place = noted[VALUES_NOTED], (items[item] << SIDE_BITS) + side_of[which]
+                old_values[note, 0], old_values[note, 1] = place, brought[place]
+                old_values[note, 2] = caused[place]
+                old_arrived[note] = arrived[place]
+                arrived[place], brought[place], caused[place] = 0.0, who, END
+                noted[VALUES_NOTED] = note + 1
+                has_states = True
+    home[node] = device
+    return has_states
+
+
+@compiled
+def _forget(tables: Tables, run: Run, node: int, device: int) -> None:
+    """Pieces of a node that it has no longer are in no order."""
+    own, marks = tables[3], run[1]
+    for piece in range(own[node, device, FIRST], own[node, device + 1, FIRST]):
+        marks[piece, PLACE] = FAR
+
+
+@compiled
+def improve(
+    tables: Tables,
+    run: Run,
+    assigned: Ints,
+    given: Ints,
+    changes: int,
+    seed: int,
+    able: Bools,
+    movable: Ints,
+    role: Ints,
+    roles: tuple[Ints, Ints],
+) -> tuple[float, Ints, Ints]:
+    """The best of so many changes: seconds, the device of each node, pieces in order.
+
+    `roles` lists the nodes of each `role`. Where the order given cannot be decoded, it is returned
+    with infinite seconds.
+    """
+    pieces, marks, orders = tables[0], run[1], run[19]
+    home, order, count = assigned.copy(), np.empty(orders.shape[1], np.int64), len(given)
+    for place in range(count):
+        orders[ORDER, place] = given[place]
+    none = 0 * changes  # no constant, for which all would be compiled once more
+    ended, held, done, last = decode(tables, run, home, count, none, none, none, np.inf)
+    if ended != DECODED:
+        return np.inf, home, given
+    accept(run, order, none, count)
+    find_tails(tables, run, home, order, count, held, last)
+    heat, best_s, best_home, best = HEAT * held, held, home.copy(), given.copy()
+    path, put, chance = np.empty_like(order), np.empty((2, len(order)), np.int64), np.array([seed])
+    hot, settles = _hot(run, order, count, held, path)
+    stale = 0
+    for change in range(changes):
+        is_hot, node, other, device, into = next_chance(chance, 100) < HOT, END, END, 0, 0
+        if next_chance(chance, 100) < SHIFTS:
+            piece = path[next_chance(chance, hot)] if is_hot else order[next_chance(chance, count)]
+            before, at = marks[piece, LANE_AFTER], marks[piece, PLACE]
+            to = at + next_chance(chance, 2 * WINDOW + 1) - WINDOW
+            if next_chance(chance, 2) == 0 and before != END:
+                to = marks[before, PLACE]
+            to = max(0, min(count - 1, to))
+            if to == at:
+                continue
+            begin, changed = _shifted(run, order, count, piece, to)
+            after, settled = count, settles
+        else:
+            node = int(movable[next_chance(chance, len(movable))])
+            if is_hot:
+                node = int(pieces[path[next_chance(chance, hot)], NODE])
+            device, into = int(home[node]), next_chance(chance, able.shape[1])
+            if into == device or not able[node, into]:
+                continue
+            if next_chance(chance, 100) < SWAPS:
+                low, high = int(roles[0][role[node]]), int(roles[0][role[node] + 1])
+                other = int(roles[1][low + next_chance(chance, high - low)])
+                if home[other] != into or not able[other, device]:
+                    continue
+            is_later = next_chance(chance, 2) == 0
+            many = _put(tables, run, home, order, count, node, into, other, is_later, put, none)
+            if other != END:
+                is_later = next_chance(chance, 2) == 0
+                many = _put(
+                    tables, run, home, order, count, other, device, node, is_later, put, many
+                )
+            after, begin, changed = _relocated(tables, run, order, count, node, other, put, many)
+            settled = settles if after == count else END
+            has_states = _rehome(tables, run, home, node, into)
+            if other != END:
+                has_states = _rehome(tables, run, home, other, device) or has_states
+            if has_states:
+                for place in range(begin):
+                    orders[ORDER, place] = order[place]
+                begin, settled = 0, END
+        limit = held + heat * (1.0 - change / changes) * next_chance(chance, 1000) / 1000
+        ended, seconds, done, end = decode(tables, run, home, after, begin, changed, settled, limit)
+        if ended == SETTLED or (ended == DECODED and seconds <= limit):
+            count = after
+            if node != END:
+                _forget(tables, run, node, device)
+            if other != END:
+                _forget(tables, run, other, into)
+            accept(run, order, begin, done)
+            stale += 1
+            if ended == DECODED:
+                held, last = seconds, end
+            if ended == DECODED or node != END or stale > STALE:
+                find_tails(tables, run, home, order, count, held, last)
+                hot, settles = _hot(run, order, count, held, path)
+                stale = 0
+            if held < best_s:
+                best_s, best, best_home = held, order[:count].copy(), home.copy()
+        else:
+            if node != END:
+                _rehome(tables, run, home, node, device)
+            if other != END:
+                _rehome(tables, run, home, other, into)
+            undo(run)
+    return best_s, best_home, best

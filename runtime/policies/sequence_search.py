@@ -1,0 +1,276 @@
+"""Improves an assignment together with the order in which its pieces are done.
+
+A list schedule starts whatever is ready, and is chaotic: one node elsewhere changes all that
+follows. Here the order is given, a change of it or of a device alters little else, and a lane may
+wait for a node that is more urgent than what it could do meanwhile. So many more changes can be
+judged, and by less: `sequence` reckons what an order takes, `sequence_moves` changes it. Both are
+machine code.
+
+How much devices slow each other down is a mean, that of the schedule from which the search begins.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from aieflow.runtime.policies.estimate import order_of
+from aieflow.runtime.policies.flat import Flat, laid
+from aieflow.runtime.policies.sequence import (
+    BEGAN,
+    COUNTS,
+    DECODINGS,
+    ENDED,
+    EVERY,
+    FAR,
+    NEVER,
+    ORDER,
+    PLACE,
+    SIDE_BITS,
+    START,
+    Counts,
+    Run,
+    Tables,
+    decode,
+)
+from aieflow.runtime.policies.sequence_moves import improve
+from aieflow.runtime.policies.step_layout import END, HOST, NODE, PIECE, RESOURCE, Floats, Ints
+from aieflow.runtime.policies.tasks import Tasks
+from aieflow.runtime.policies.virtual_run import run
+from aieflow.runtime.schedule import Times
+
+PIECES = 700_000_000  # changes times pieces, at most: some seconds
+PER_PIECE = 60  # changes, at most
+MOST_DEVICES = (1 << SIDE_BITS) - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ordered:
+    """An assignment with the order of its pieces, and how long that takes."""
+
+    seconds: float
+    home: Ints
+    order: Ints
+    slowed: Floats  # by resource: how many times longer others make pieces take
+    saved_s: Floats  # by node: when its states are saved
+
+
+class SequenceSearch:
+    """The changes of one graph; it has MOST_DEVICES devices at most."""
+
+    def __init__(self, tasks: Tasks, flat: Flat) -> None:
+        self._tasks, self._flat, self._items = tasks, flat, list[int]()
+        self._able = np.array([[bool(each) for each in row] for row in tasks.pieces], np.bool_)
+        self._movable = np.flatnonzero(self._able.sum(axis=1) > 1)
+        roles: dict[str, list[int]] = {}
+        for node, labels in enumerate(tasks.labels):
+            roles.setdefault(labels[min(1, len(labels) - 1)], []).append(node)
+        self._roles = (
+            np.cumsum([0, *map(len, roles.values())], dtype=np.int64),
+            np.array([node for nodes in roles.values() for node in nodes], np.int64),
+        )
+        self._role = np.zeros(tasks.count, np.int64)
+        for number, nodes in enumerate(roles.values()):
+            self._role[nodes] = number
+        self._form = np.full(len(tasks.hops), END, np.int32)
+        for number, renewal in enumerate(tasks.renewals):
+            self._form[renewal.value] = number
+        self._own = self._of_nodes_on_devices()
+        self._pieces, self._nodes = self._of_pieces(), self._of_nodes()
+        self._values, self._resources = self._of_values(), self._of_resources()
+        most = np.diff(self._own[:, :, 0], axis=1).max(axis=1, initial=0).sum()
+        self._most = int(most) + len(tasks.renewals)
+
+    def listed(self, homes: Sequence[int], ranks: Sequence[float]) -> Ordered:
+        """An assignment in the order of its list schedule, which ranks give.
+
+        Where the slots of separate memory do not allow the order, it takes infinite seconds.
+        """
+        flat = self._flat
+        steps = laid(flat, homes)
+        count = len(steps.seconds)
+        began, ended = np.zeros(count), np.zeros(count)
+        run(
+            steps.steps,
+            steps.seconds,
+            steps.next_of,
+            steps.links,
+            order_of(ranks),
+            *flat.lanes,
+            began,
+            ended,
+            np.zeros(count, np.int64),
+        )
+        slowed = np.ones(len(flat.width))
+        workers = flat.worker[steps.steps[RESOURCE]]
+        for worker in range(len(self._tasks.devices)):
+            own = workers == worker
+            if steps.seconds[own].sum() > 0:
+                slowed[flat.worker == worker] = (ended - began)[own].sum() / steps.seconds[
+                    own
+                ].sum()
+        saved_s = np.zeros(self._tasks.count)
+        is_save = np.isin(steps.steps[RESOURCE], flat.save_resource)
+        np.maximum.at(saved_s, steps.steps[NODE][is_save], ended[is_save])
+        of_piece = np.flatnonzero(steps.steps[PIECE] != END)
+        by_start = of_piece[np.argsort(began[of_piece], kind="stable")]
+        order = steps.steps[PIECE][by_start]
+        order = np.concatenate([order, np.setdiff1d(flat.renewal_piece, order)])
+        found = Ordered(np.inf, np.array(homes, np.int64), order, slowed, saved_s)
+        return self.improved(found, 0, 1)
+
+    def improved(self, ordered: Ordered, changes: int, seed: int) -> Ordered:
+        """The best of so many changes; `seed` begins the sequence of chances, from 1 on."""
+        seconds, home, order = improve(
+            self._tables(ordered),
+            self._run(ordered.home),
+            ordered.home,
+            ordered.order,
+            changes,
+            seed,
+            self._able,
+            self._movable,
+            self._role,
+            self._roles,
+        )
+        return replace(ordered, seconds=seconds, home=home, order=order)
+
+    def times(self, ordered: Ordered) -> Times:
+        """When the nodes of the expanded graph begin and end."""
+        written, order = self._run(ordered.home), ordered.order
+        written[-1][ORDER, : len(order)] = order
+        decode(self._tables(ordered), written, ordered.home, len(order), 0, 0, END, np.inf)
+        names = [self._flat.pieces[piece].name for piece in order]
+        spans = written[0][order][:, [BEGAN, ENDED]].tolist()
+        return {name: (begin, end) for name, (begin, end) in zip(names, spans, strict=True) if name}
+
+    def changes(self, most: int) -> int:
+        """So many at most, or as many as are worth their time."""
+        return min(most, PER_PIECE * self._most, PIECES // max(1, self._most))
+
+    def _lists(self, lists: Iterable[Sequence[int]]) -> list[int]:
+        """Where each list begins among all items, and where the last ends."""
+        starts = [len(self._items)]
+        for each in lists:
+            self._items += each
+            starts.append(len(self._items))
+        return starts
+
+    def _of_nodes_on_devices(self) -> Counts:
+        flat = self._flat
+        found = np.zeros((*flat.first.shape, 3), np.int32)
+        found[:, :, 0] = flat.first
+        is_in_turn = flat.in_turn[flat.resource]
+        for column, is_counted in ((1, is_in_turn), (2, flat.holds)):
+            before = np.cumsum([0, *is_counted])
+            found[:, :-1, column] = np.diff(before[flat.first], axis=1)
+        return found
+
+    def _of_pieces(self) -> Counts:
+        flat = self._flat
+        found = np.zeros((len(flat.pieces) + 1, 10), np.int32)
+        node, renews = np.zeros(len(flat.pieces)), np.full(len(flat.pieces), END)
+        for number, firsts in enumerate(flat.first):
+            node[firsts[0] : firsts[-1]] = number
+        for number, renewal in enumerate(self._tasks.renewals):
+            node[flat.renewal_piece[number]] = renewal.node
+            renews[flat.renewal_piece[number]] = number
+        opens = np.zeros(len(flat.pieces), np.bool_)
+        for first, end in zip(flat.first[:, :-1].ravel(), flat.first[:, 1:].ravel(), strict=True):
+            opens[np.flatnonzero(flat.holds[first:end])[:1] + first] = True
+        own = (node, flat.resource, flat.parts, renews, flat.holds, flat.frees, flat.taker, opens)
+        found[:-1, : len(own)] = np.stack(own, axis=1)
+        found[:, 8] = self._lists([each.after for each in flat.pieces])
+        found[:, 9] = self._lists(
+            [[value << SIDE_BITS | side for value, side in each.reads] for each in flat.pieces]
+        )
+        return found
+
+    def _of_nodes(self) -> Counts:
+        tasks = self._tasks
+        followers: list[list[int]] = [[] for _ in range(tasks.count)]
+        for node, each in enumerate(tasks.follows):
+            for other in each:
+                followers[other].append(node)
+        updates: list[list[int]] = [[] for _ in range(tasks.count)]
+        for state, node in tasks.updated.items():
+            updates[node].append(state)
+        columns = (tasks.follows, followers, tasks.outputs, updates)
+        return np.stack([self._lists(each) for each in columns], axis=1).astype(np.int32)
+
+    def _of_values(self) -> Counts:
+        flat, values = self._flat, len(self._tasks.hops)
+        readers: list[dict[int, None]] = [{} for _ in range(values)]
+        for piece, each in enumerate(flat.pieces[: int(flat.first[-1, -1])]):
+            for value, _ in each.reads:
+                readers[value][int(self._pieces[piece, 0])] = None
+        found = np.zeros((values + 1, 5), np.int32)
+        is_end = np.isin(np.arange(values), flat.ends)
+        found[:-1] = np.stack([flat.writer, is_end, is_end, self._form, flat.hops_of], axis=1)
+        found[:, 2] = self._lists([list(each) for each in readers])
+        return found
+
+    def _of_resources(self) -> Counts:
+        width = [each.width or 0 for each in self._tasks.resources]
+        lanes = np.cumsum([0, *width])[:-1]
+        return np.stack([lanes, width, self._flat.in_turn], axis=1).astype(np.int32)
+
+    def _tables(self, ordered: Ordered) -> Tables:
+        flat, slowed = self._flat, ordered.slowed
+        return (
+            self._pieces,
+            flat.seconds * slowed[flat.resource],
+            self._nodes,
+            self._own,
+            ordered.saved_s,
+            self._values,
+            self._resources,
+            np.array(self._items, np.int32),
+            flat.hop_resource,
+            flat.hop_seconds * slowed[flat.hop_resource],
+            flat.sides,
+            flat.ends,
+        )
+
+    def _run(self, home: Ints) -> Run:
+        """What is so before anything is decoded."""
+        flat, tasks = self._flat, self._tasks
+        values, pieces = len(tasks.hops), len(flat.pieces)
+        brought = np.full((values, 1 << SIDE_BITS), NEVER, np.int32)
+        brought[flat.is_anywhere] = START
+        for state, node in tasks.updated.items():
+            brought[state, HOST] = brought[state, flat.sides[home[node]]] = START
+        reads = np.zeros(len(tasks.renewals), np.int32)
+        for node, device in enumerate(home):
+            for piece in range(flat.first[node, device], flat.first[node, device + 1]):
+                forms = [self._form[value] for value, _ in flat.pieces[piece].reads]
+                reads[[form for form in forms if form != END]] += 1
+        marks = np.full((pieces, 5), END, np.int32)
+        marks[:, PLACE] = FAR
+        lanes, kept = int(self._resources[:, 1].sum()), self._most // EVERY + 2
+        numbers = lanes + COUNTS + len(tasks.resources)
+        kept_lanes = np.zeros((kept, numbers), np.int32)
+        kept_lanes[:, :lanes] = END
+        notes = 4 * brought.size
+        return (
+            np.zeros((pieces, 4)),
+            marks,
+            np.zeros(tasks.count, np.int32),
+            reads,
+            np.zeros(brought.size),
+            brought.ravel(),
+            np.full(brought.size, END, np.int32),
+            np.zeros(lanes + 1),
+            np.zeros(numbers, np.int32),
+            np.zeros((kept, lanes + 1)),
+            kept_lanes,
+            np.zeros((kept, lanes + 1)),
+            kept_lanes.copy(),
+            np.zeros((pieces, 4), np.int32),
+            np.zeros((pieces, 2)),
+            np.zeros((notes, 3), np.int32),
+            np.zeros(notes),
+            np.zeros((tasks.count, 2), np.int32),
+            np.zeros(DECODINGS + 1, np.int32),
+            np.zeros((3, self._most + 1), np.int32),
+        )
