@@ -14,8 +14,11 @@ from aieflow.devices.base import Device
 from aieflow.devices.fake import random_graph
 from aieflow.gpt2.config import PRESETS
 from aieflow.gpt2.lower import training_step
+from aieflow.ops.builder import Builder
 from aieflow.ops.errors import InputError, PlanError, ProfileError
 from aieflow.ops.graph import Graph
+from aieflow.ops.pointwise import GELU
+from aieflow.ops.spec import Spec
 from aieflow.runtime.choice import Choices, choose
 from aieflow.runtime.layout import compiled
 from aieflow.runtime.placement import Placement, place_on
@@ -150,7 +153,7 @@ def test_a_lowering_that_is_chosen_is_searched_as_well_as_alone(seed: int) -> No
     """What others cost is a short look at each: the effort is not divided among them."""
     draw = random.Random(seed)
     graphs, devices = {shards: random_graph(draw, 30) for shards in (1, 2, 4)}, fakes()
-    cost = drawn_costs(draw, graphs[1], devices)
+    cost = replace(drawn_costs(draw, graphs[1], devices), factor=1.0)
     effort = Effort(estimated_nodes=30_000, simulated_nodes=400, changes=500)
     of_all = decided(graphs, devices, cost, effort=effort)
     alone = decided({of_all.shards: graphs[of_all.shards]}, devices, cost, effort=effort)
@@ -159,6 +162,32 @@ def test_a_lowering_that_is_chosen_is_searched_as_well_as_alone(seed: int) -> No
     assert of_all.estimates >= alone.estimates + 3 * look
     # 6 searches, a tenth of all changes of their orders, and all of two
     assert alone.estimates >= 6 * look + 6 * 500 // TRIAL + 2 * 500
+
+
+@pytest.mark.parametrize(("factor", "is_searched"), [(1.1, True), (1.2, False)])
+def test_orders_are_searched_where_devices_hardly_slow_each_other_down(
+    factor: float, is_searched: bool
+) -> None:
+    """Three devices: each of two others slows by the factor. The search reckons with a mean."""
+    draw = random.Random(11)
+    graph, devices = random_graph(draw, 30), fakes()
+    cost = replace(drawn_costs(draw, graph, devices), factor=factor)
+    found = decided({1: graph}, devices, cost)
+    assert any(each.policy.endswith("with its order") for each in found.tried) == is_searched
+
+
+@pytest.mark.parametrize(("far_s", "used"), [(0.9, {"fake"}), (0.5, {"fake", "far"})])
+def test_another_device_has_to_gain_what_foretelling_may_err_by(
+    far_s: float, used: set[str]
+) -> None:
+    """Ten nodes of a second, one behind the other; far could do one of them: 1 % or 5 % less."""
+    b = Builder("chain")
+    x = b.feed("x", Spec((4, 8)))
+    for number in range(10):
+        (x,) = b.apply(GELU, [x], [f"n{number}"])
+    seconds = {("far", f"n{number}"): 99.0 for number in range(10)} | {("far", "n5"): far_s}
+    found = decided({1: b.finish([x])}, fakes(2), MadeUp(seconds))
+    assert set(found.homes) == used
 
 
 def test_energy_and_a_cap_choose_the_frugal_device() -> None:

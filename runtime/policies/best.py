@@ -8,9 +8,9 @@ more prices. The best of all are improved by longer searches, in rounds: a third
 on to the next, which has as many estimates (successive halving: Jamieson and Talwalkar, AISTATS
 2016); the last round has as many for each. What is to be quick on several devices has one round of
 these, and two in which its order is improved, too (`sequence_search`). Of the most promising, plans
-are compiled and simulated, and the best of those is taken. A trivial plan is left out of that only
-if what it takes at least (its busiest lanes, its longest path) is worse than the best plan found:
-so none is better.
+are compiled and simulated, and the best of those is taken; but a trivial one, if the others gain
+less than what is foretold may err by. A trivial plan is left out of that only if what it takes at
+least (its busiest lanes, its longest path) is worse than that allows: so none is better.
 
 The effort is a number of nodes to look at, not of seconds: the same inputs give the same plan.
 """
@@ -54,6 +54,8 @@ class Effort:
 
 QUICK = Effort(600_000, 2_500, changes=10_000, bases=2, prices=(30.0, 1.0))
 ROUNDS, KEPT = 3, 3  # of the search; one of so many goes on to the next
+WORTH = 0.02  # of the score: what more than a trivial plan has to gain
+STRONGEST = 1.25  # slowdown of devices that a search of orders, which reckons with means, may have
 TRIAL = 10  # one of so many changes shows which orders are worth all of them
 
 
@@ -157,6 +159,7 @@ class _Search:
         self._judge, self._objective, self._effort = judge, objective, effort
         self._tried: list[Tried] = []
         self._chosen: tuple[_Candidate, Judged] | None = None
+        self._plain: tuple[_Candidate, Judged] | None = None  # the best trivial one
         self._estimates = self._simulations = 0
         self._simulated_nodes = 0
         self._fault: PlanError | None = None
@@ -178,6 +181,8 @@ class _Search:
                     self._simulate(candidate)
                 else:
                     self._note(candidate, dropped="takes longer at least")
+        if self._plain is not None and self._is_near(self._judged_score(self._plain)):
+            self._chosen = self._plain
         trivial = {each.key for each in pool if each.is_trivial}
         taken = (each for each in self._tried if each.key in trivial)
         quickest = min(
@@ -265,8 +270,7 @@ class _Search:
         pool = [*(each for each in pool if each.option is option), *priced]
         bases = sorted(pool, key=lambda each: self._score(each.estimate))[: self._effort.bases]
         improved: list[_Candidate] = []
-        has_order = self._effort.changes > 0 and self._objective.kind == "time"
-        has_order = has_order and 1 < len(option.tasks.devices) <= MOST_DEVICES
+        has_order = self._is_worth_an_order(option.tasks)
         for number in range(1 if has_order else ROUNDS):
             of = 1 if number == ROUNDS - 1 else len(bases)  # the last have as much as one would
             improved = self._searched(bases, of, searches)
@@ -276,6 +280,11 @@ class _Search:
         found = [replace(each, policy=f"{each.policy}, improved") for each in found]
         sequenced = self._sequenced(found[: len(improved)]) if has_order else []
         return [*sequenced, *found, *priced]
+
+    def _is_worth_an_order(self, tasks: Tasks) -> bool:
+        slowest = max(max(each) for each in tasks.slowdowns)
+        is_wanted = self._effort.changes > 0 and self._objective.kind == "time"
+        return is_wanted and 1 < len(tasks.devices) <= MOST_DEVICES and slowest <= STRONGEST
 
     def _sequenced(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
         """The best of candidates of one option, on several devices each, with another order."""
@@ -337,8 +346,7 @@ class _Search:
         """
         if self._chosen is None:
             return True
-        held = self._chosen[1]
-        if self._score(candidate.estimate) >= self._objective.score(held.seconds, held.joules):
+        if self._score(candidate.estimate) >= self._judged_score(self._chosen):
             return False
         nodes = candidate.option.tasks.count
         if self._simulated_nodes + nodes > self._effort.simulated_nodes:
@@ -349,10 +357,20 @@ class _Search:
         if self._chosen is None:
             return True
         seconds, joules = candidate.option.estimator.floor(candidate.homes)
-        _, held = self._chosen
-        reached = self._objective.score(held.seconds, held.joules)
         # Sums in another order than the simulator's may differ by rounding.
-        return self._objective.least(seconds * (1 - 1e-9), joules * (1 - 1e-9)) < reached
+        least = self._objective.least(seconds * (1 - 1e-9), joules * (1 - 1e-9))
+        if candidate.is_trivial and self._is_near(least):
+            return True
+        return least < self._judged_score(self._chosen)
+
+    def _is_near(self, score: tuple[int, float]) -> bool:
+        """Whether what was chosen gains too little on a score to be worth it."""
+        assert self._chosen is not None
+        kind, value = self._judged_score(self._chosen)
+        return score[0] == kind and score[1] * (1 - WORTH) <= value
+
+    def _judged_score(self, each: tuple[_Candidate, Judged]) -> tuple[int, float]:
+        return self._objective.score(each[1].seconds, each[1].joules)
 
     def _simulate(self, candidate: _Candidate) -> None:
         option = candidate.option
@@ -365,11 +383,14 @@ class _Search:
             self._note(candidate, dropped=str(error))
             return
         self._note(candidate, judged)
-        score = self._objective.score(judged.seconds, judged.joules)
-        if self._chosen is None or score < self._objective.score(
-            self._chosen[1].seconds, self._chosen[1].joules
+        found = (candidate, judged)
+        score = self._judged_score(found)
+        if self._chosen is None or score < self._judged_score(self._chosen):
+            self._chosen = found
+        if candidate.is_trivial and (
+            self._plain is None or score < self._judged_score(self._plain)
         ):
-            self._chosen = (candidate, judged)
+            self._plain = found
 
     def _note(self, candidate: _Candidate, judged: Judged | None = None, dropped: str = "") -> None:
         self._tried.append(
