@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 from made_up_costs import drawn_costs, fakes, published
 
-from aieflow.devices.fake import random_graph
+from aieflow.devices.fake import UPDATE, random_graph
 from aieflow.gpt2.config import ModelConfig
 from aieflow.gpt2.lower import training_step
+from aieflow.ops.builder import Builder
+from aieflow.ops.pointwise import ADD
+from aieflow.ops.spec import Spec
 from aieflow.profiles.machine_cost import MachineCost
 from aieflow.profiles.machine_file import load_machine
 from aieflow.runtime.choice import tasks_on
 from aieflow.runtime.layout import compiled
 from aieflow.runtime.policies.balance import balance
+from aieflow.runtime.policies.best import trivial
 from aieflow.runtime.policies.estimate import estimate
 from aieflow.runtime.policies.flat import Flat
 from aieflow.runtime.policies.heft import upward_ranks
@@ -225,6 +229,53 @@ def test_devices_apart_are_reached_by_the_host(seed: int) -> None:
     search = SequenceSearch(tasks, flat)
     found = search.improved(search.listed(homes, upward_ranks(tasks)), 3000, seed + 1)
     assert found.seconds == Reckoned(tasks, flat, found).seconds
+
+
+def many_updates(draw: random.Random) -> tuple[Tasks, list[int]]:
+    """States that chains of nodes read, and updates that have nothing to wait for but these."""
+    b = Builder("updates")
+    x = b.feed("x", Spec((4, 8)))
+    states = [b.state(f"s{number}", Spec((4, 8)), "parameter") for number in range(8)]
+    ends = []
+    for chain in range(3):
+        value = x
+        for step in range(16):
+            name = f"n{chain}.{step}"
+            (value,) = b.apply(ADD, [value, states[draw.randrange(8)]], [name])
+        ends.append(value)
+    attrs = {"rows": 4, "columns": 8, "outputs": 1}
+    for state in states:
+        b.apply(UPDATE, [state, x], [f"{state.name}'"], attrs)
+    graph, devices = b.finish(ends), fakes()
+    tasks = tasks_on(graph, devices, drawn_costs(draw, graph, devices))
+    return tasks, [draw.choice(tasks.able(node)) for node in range(tasks.count)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_updates_wait_for_all_readers_of_what_they_overwrite(seed: int) -> None:
+    tasks, homes = many_updates(random.Random(seed))
+    flat = Flat(tasks)
+    search = SequenceSearch(tasks, flat)
+    found = search.improved(search.listed(homes, upward_ranks(tasks)), 5000, seed + 1)
+    assert found.seconds == Reckoned(tasks, flat, found).seconds
+
+
+def test_a_node_takes_all_its_slots_before_another_takes_one() -> None:
+    """The head's product is several commands, each in a slot; others would keep them for ever."""
+    profile = load_machine("phoenix")
+    config = ModelConfig(vocab_size=50257, seq_len=64, layers=1, heads=12, channels=768)
+    devices = {device.name: device for device in described_devices(profile)}
+    graph = training_step(config, 4, 64, shards=2)
+    tasks = tasks_on(graph, devices, MachineCost(profile), 3)
+    flat, draw = Flat(tasks), random.Random(1)
+    held = [sum(piece.holds for piece in row[2]) for row in tasks.pieces]
+    assert max(held) > 3
+    (homes,) = (homes for policy, homes in trivial(tasks) if policy == "gemm-on-npu")
+    search = SequenceSearch(tasks, flat)
+    given = search.listed(homes, upward_ranks(tasks))
+    for most in (0, 20, 200):
+        order = shuffled(given, draw, most)
+        assert search.improved(order, 0, 1).seconds == Reckoned(tasks, flat, order).seconds
 
 
 def test_the_same_seed_finds_the_same() -> None:
