@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aieflow.devices.base import Device
 from aieflow.devices.fake import FakeDevice
@@ -118,3 +118,16 @@ def published(seconds: list[list[int]], edges: list[tuple[int, int, int]]) -> Ta
         slowdowns=((1.0,) * len(devices),) * (1 << len(devices)),
         idle_w=0.0,
     )
+
+
+def on_slots(tasks: Tasks, count: int) -> Tasks:
+    """The same on two devices, with so many slots; they are the last resource, of number 3."""
+    return replace(tasks, resources=(*tasks.resources, Resource("slots", 0, count, is_slots=True)))
+
+
+def product(name: str, *reads: tuple[int, int]) -> tuple[tuple[Piece, ...], ...]:
+    """Pieces of a product that the second of two devices does in a slot, and the first unpacks."""
+    taking = Piece(3, 0.0, holds=True)
+    gemm = Piece(1, 1.0, after=(0,), name=name)
+    unpack = Piece(0, 1.0, after=(1,), reads=reads, name=f"{name}:unpack", frees=3)
+    return (), (taking, gemm, unpack)

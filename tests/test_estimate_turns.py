@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from made_up_costs import published
+from made_up_costs import on_slots, product, published
 
 from aieflow.gpt2.config import ModelConfig
 from aieflow.gpt2.lower import training_step
@@ -14,7 +14,7 @@ from aieflow.runtime.layout import compiled
 from aieflow.runtime.policies.best import trivial
 from aieflow.runtime.policies.estimate import estimate
 from aieflow.runtime.policies.heft import upward_ranks
-from aieflow.runtime.policies.tasks import Piece, Resource
+from aieflow.runtime.policies.tasks import Piece
 from aieflow.runtime.simulate import simulate
 from aieflow.runtime.step_cost import MachineStepCost
 from aieflow.tools.simulate import described_devices
@@ -49,18 +49,11 @@ def test_a_slot_is_free_for_the_next_in_turn_alone() -> None:
                 [b's]               [c's]      b's slot is free at 3, but c's turn is a's at 11
     """
     tasks = published([[10, 20], [9, 1], [9, 1], [9, 1]], [(1, 2, 0)])
-    host, far, net = tasks.resources
-    slots = Resource("slots", 0, 2, is_slots=True)
-
-    def product(name: str, *reads: tuple[int, int]) -> tuple[tuple[Piece, ...], ...]:
-        taking = Piece(3, 0.0, holds=True)
-        gemm = Piece(1, 1.0, after=(0,), name=name)
-        unpack = Piece(0, 1.0, after=(1,), reads=reads, name=f"{name}:unpack", frees=3)
-        return (), (taking, gemm, unpack)
-
+    tasks = on_slots(tasks, 2)
+    host, *others = tasks.resources
     tasks = replace(
         tasks,
-        resources=(replace(host, width=2), far, net, slots),
+        resources=(replace(host, width=2), *others),
         pieces=(tasks.pieces[0], product("a", (0, 1)), product("b"), product("c")),
     )
     held = estimate(tasks, (0, 1, 1, 1), (4.0, 3.0, 2.0, 1.0))

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from made_up_costs import drawn_costs, fakes, published
+from made_up_costs import drawn_costs, fakes, on_slots, product, published
 
 from aieflow.devices.fake import UPDATE, random_graph
 from aieflow.gpt2.config import ModelConfig
@@ -20,11 +20,11 @@ from aieflow.runtime.choice import tasks_on
 from aieflow.runtime.layout import compiled
 from aieflow.runtime.policies.balance import balance
 from aieflow.runtime.policies.best import trivial
-from aieflow.runtime.policies.estimate import estimate
+from aieflow.runtime.policies.estimate import Estimator, estimate
 from aieflow.runtime.policies.flat import Flat
 from aieflow.runtime.policies.heft import upward_ranks
 from aieflow.runtime.policies.sequence_search import Ordered, SequenceSearch
-from aieflow.runtime.policies.tasks import HOST, Piece, Resource, Tasks
+from aieflow.runtime.policies.tasks import HOST, Tasks
 from aieflow.runtime.simulate import simulate
 from aieflow.runtime.step_cost import MachineStepCost
 from aieflow.tools.simulate import described_devices
@@ -181,7 +181,7 @@ def shuffled(given: Ordered, draw: random.Random, most: int) -> Ordered:
 def test_an_order_takes_what_plain_reckoning_says(seed: int) -> None:
     tasks, homes = random_tasks(seed)
     flat, draw = Flat(tasks), random.Random(seed)
-    search = SequenceSearch(tasks, flat)
+    search = SequenceSearch(tasks, Estimator(tasks))
     given = search.listed(homes, upward_ranks(tasks))
     for most in (0, 3, 30):
         order = shuffled(given, draw, most)
@@ -194,7 +194,7 @@ def test_an_order_takes_what_plain_reckoning_says(seed: int) -> None:
 def test_orders_with_an_npu_take_what_plain_reckoning_says(machine: str, slots: int) -> None:
     tasks = small_step(machine, slots=slots)
     flat, draw = Flat(tasks), random.Random(slots)
-    search = SequenceSearch(tasks, flat)
+    search = SequenceSearch(tasks, Estimator(tasks))
     given = search.listed(balance(tasks).homes, upward_ranks(tasks))
     assert len(set(given.home.tolist())) == 3
     for most in (0, 5, 50):
@@ -212,7 +212,7 @@ def test_what_was_decoded_in_parts_is_what_all_of_it_takes(machine: str, seed: i
     """Each change is decoded from shortly before it to where it settles; thousands of them."""
     tasks = small_step(machine)
     flat = Flat(tasks)
-    search = SequenceSearch(tasks, flat)
+    search = SequenceSearch(tasks, Estimator(tasks))
     given = search.listed(balance(tasks).homes, upward_ranks(tasks))
     found = search.improved(given, 4000, seed)
     assert found.seconds < 0.97 * given.seconds
@@ -226,7 +226,7 @@ def test_devices_apart_are_reached_by_the_host(seed: int) -> None:
     """Two hops: what they leave on the host's side is of use to others, as long as it is there."""
     tasks, homes = random_tasks(seed, nodes=40)
     flat = Flat(tasks)
-    search = SequenceSearch(tasks, flat)
+    search = SequenceSearch(tasks, Estimator(tasks))
     found = search.improved(search.listed(homes, upward_ranks(tasks)), 3000, seed + 1)
     assert found.seconds == Reckoned(tasks, flat, found).seconds
 
@@ -255,7 +255,7 @@ def many_updates(draw: random.Random) -> tuple[Tasks, list[int]]:
 def test_updates_wait_for_all_readers_of_what_they_overwrite(seed: int) -> None:
     tasks, homes = many_updates(random.Random(seed))
     flat = Flat(tasks)
-    search = SequenceSearch(tasks, flat)
+    search = SequenceSearch(tasks, Estimator(tasks))
     found = search.improved(search.listed(homes, upward_ranks(tasks)), 5000, seed + 1)
     assert found.seconds == Reckoned(tasks, flat, found).seconds
 
@@ -271,7 +271,7 @@ def test_a_node_takes_all_its_slots_before_another_takes_one() -> None:
     held = [sum(piece.holds for piece in row[2]) for row in tasks.pieces]
     assert max(held) > 3
     (homes,) = (homes for policy, homes in trivial(tasks) if policy == "gemm-on-npu")
-    search = SequenceSearch(tasks, flat)
+    search = SequenceSearch(tasks, Estimator(tasks))
     given = search.listed(homes, upward_ranks(tasks))
     for most in (0, 20, 200):
         order = shuffled(given, draw, most)
@@ -280,7 +280,7 @@ def test_a_node_takes_all_its_slots_before_another_takes_one() -> None:
 
 def test_the_same_seed_finds_the_same() -> None:
     tasks, homes = random_tasks(3, nodes=40)
-    search = SequenceSearch(tasks, Flat(tasks))
+    search = SequenceSearch(tasks, Estimator(tasks))
     given = search.listed(homes, upward_ranks(tasks))
     one, other, third = (search.improved(given, 2000, seed) for seed in (1, 1, 2))
     assert one.seconds == other.seconds
@@ -305,7 +305,7 @@ def test_a_lane_may_wait_for_what_is_urgent() -> None:
     tasks = waiting_pays()
     homes = (0, 1, 0, 0, 1)
     assert estimate(tasks, homes, (5.0, 5.0, 1.0, 9.0, 9.0)).seconds == 11 + 1 + 9
-    search = SequenceSearch(tasks, Flat(tasks))
+    search = SequenceSearch(tasks, Estimator(tasks))
     given = search.listed(homes, (5.0, 5.0, 1.0, 9.0, 9.0))
     assert given.seconds == 21
     found = search.improved(given, 500, 1)
@@ -316,25 +316,15 @@ def test_a_lane_may_wait_for_what_is_urgent() -> None:
 def test_slots_that_allow_no_order_are_no_fault() -> None:
     """One slot, and a product that gives it back after what another product has to come before."""
     tasks = published([[9, 1], [9, 1], [1, 9]], [(1, 3, 0)])
-    host, far, net = tasks.resources
-    slots = Resource("slots", 0, 1, is_slots=True)
-
-    def product(name: str, *reads: tuple[int, int]) -> tuple[tuple[Piece, ...], ...]:
-        taking = Piece(3, 0.0, holds=True)
-        gemm = Piece(1, 1.0, after=(0,), name=name)
-        unpack = Piece(0, 1.0, after=(1,), reads=reads, name=f"{name}:unpack", frees=3)
-        return (), (taking, gemm, unpack)
-
     tasks = replace(
-        tasks,
-        resources=(host, far, net, slots),
+        on_slots(tasks, 1),
         pieces=(product("a"), product("b", (0, 1)), tasks.pieces[2]),
         inputs=((), (0,), (0,)),
     )
-    search = SequenceSearch(tasks, Flat(tasks))
+    search = SequenceSearch(tasks, Estimator(tasks))
     given = search.listed((1, 1, 0), (3.0, 2.0, 1.0))
     assert given.seconds < np.inf
-    names = [search._flat.pieces[piece].name for piece in given.order.tolist()]
+    names = [Flat(tasks).pieces[piece].name for piece in given.order.tolist()]
     first = given.order.tolist()[names.index("b") - 1]
     stuck = [first, *(each for each in given.order.tolist() if each != first)]
     held = search.improved(replace(given, order=np.array(stuck)), 100, 1)
@@ -350,7 +340,7 @@ def test_a_plan_takes_what_its_order_does(machine: str) -> None:
     devices = {device.name: device for device in described_devices(profile)}
     graph = training_step(config, 4, 64, shards=2)
     tasks = tasks_on(graph, devices, cost, 3)
-    search = SequenceSearch(tasks, Flat(tasks))
+    search = SequenceSearch(tasks, Estimator(tasks))
     given = search.listed(balance(tasks).homes, upward_ranks(tasks))
     found = search.improved(given, 5000, 1)
     homes = tasks.named(found.home.tolist())

@@ -55,7 +55,7 @@ class Effort:
 QUICK = Effort(600_000, 2_500, changes=10_000, bases=2, prices=(30.0, 1.0))
 ROUNDS, KEPT = 3, 3  # of the search; one of so many goes on to the next
 WORTH = 0.02  # of the score: what more than a trivial plan has to gain
-STRONGEST = 1.25  # slowdown of devices that a search of orders, which reckons with means, may have
+MOST_SLOWDOWN = 1.25  # of a device by others, where orders are searched: that knows its mean
 TRIAL = 10  # one of so many changes shows which orders are worth all of them
 
 
@@ -232,7 +232,6 @@ class _Search:
             moved = ended(tasks, found.homes)
             if moved != found.homes:
                 yield _ordered(f"{policy}, updates on host", option, moved, found.ranks)
-
         yield from self._priced(option, self._effort.prices[:1])
 
     def _priced(
@@ -284,7 +283,7 @@ class _Search:
     def _is_worth_an_order(self, tasks: Tasks) -> bool:
         slowest = max(max(each) for each in tasks.slowdowns)
         is_wanted = self._effort.changes > 0 and self._objective.kind == "time"
-        return is_wanted and 1 < len(tasks.devices) <= MOST_DEVICES and slowest <= STRONGEST
+        return is_wanted and 1 < len(tasks.devices) <= MOST_DEVICES and slowest <= MOST_SLOWDOWN
 
     def _sequenced(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
         """The best of candidates of one option, on several devices each, with another order."""
@@ -292,7 +291,7 @@ class _Search:
         candidates = [each for each in candidates if len(set(each.homes)) > 1]
         if not candidates:
             return []
-        search = SequenceSearch(tasks, estimator.flat)
+        search = SequenceSearch(tasks, estimator)
         changes = search.changes(self._effort.changes)
         found = [(search.listed(each.homes, each.ranks), each) for each in candidates]
         with ThreadPoolExecutor(self._effort.threads) as pool:

@@ -13,8 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from aieflow.ops.errors import PlanError
-from aieflow.runtime.policies.flat import Flat, laid
-from aieflow.runtime.policies.step_layout import END, PARTS, PIECE, RESOURCE, Ints, longest
+from aieflow.runtime.policies.flat import Flat, Laid, laid
+from aieflow.runtime.policies.step_layout import (
+    END,
+    PARTS,
+    PIECE,
+    RESOURCE,
+    Floats,
+    Ints,
+    longest,
+)
 from aieflow.runtime.policies.tasks import Tasks
 from aieflow.runtime.policies.virtual_run import run
 from aieflow.runtime.schedule import Times
@@ -46,23 +54,7 @@ class Estimator:
     ) -> Estimate:
         """What it takes with node n on device `homes[n]`; raises PlanError for a circle."""
         tasks, flat = self._tasks, self._flat
-        steps = laid(flat, homes)
-        count = len(steps.seconds)
-        started, ended = np.zeros(count), np.zeros(count)
-        order = order_of(ranks)
-        done = run(
-            steps.steps,
-            steps.seconds,
-            steps.next_of,
-            steps.links,
-            order,
-            *flat.lanes,
-            started,
-            ended,
-            np.zeros(count, np.int64),
-        )
-        if done < count:
-            raise PlanError(f"{tasks.name}: nodes wait for each other: {done} of {count} ran")
+        steps, started, ended = self.listed(homes, ranks)
         seconds = float(ended.max(initial=0.0))
         busy = np.zeros(len(tasks.resources))
         np.add.at(busy, steps.steps[RESOURCE], (ended - started) * steps.steps[PARTS])
@@ -77,6 +69,32 @@ class Estimator:
             spans = zip(started.tolist(), ended.tolist(), strict=True)
             times = {name: span for name, span in zip(names, spans, strict=True) if name}
         return Estimate(seconds, active + tasks.idle_w * seconds, times, tuple(busy.tolist()))
+
+    def listed(
+        self, homes: Sequence[int] | Ints, ranks: Sequence[float]
+    ) -> tuple[Laid, Floats, Floats]:
+        """The steps of an assignment, and when each starts and ends, in seconds.
+
+        Raises PlanError for a circle.
+        """
+        steps = laid(self._flat, homes)
+        count = len(steps.seconds)
+        started, ended = np.zeros(count), np.zeros(count)
+        done = run(
+            steps.steps,
+            steps.seconds,
+            steps.next_of,
+            steps.links,
+            order_of(ranks),
+            *self._flat.lanes,
+            started,
+            ended,
+            np.zeros(count, np.int64),
+        )
+        if done < count:
+            name = self._tasks.name
+            raise PlanError(f"{name}: nodes wait for each other: {done} of {count} ran")
+        return steps, started, ended
 
     def floor(self, homes: Sequence[int]) -> tuple[float, float]:
         """Seconds and joules that no run with these homes undercuts: see `floor`."""

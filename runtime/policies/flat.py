@@ -36,6 +36,9 @@ class Flat:
 
     def __init__(self, tasks: Tasks) -> None:
         self.count, devices = tasks.count, len(tasks.devices)
+        able = [[bool(each) for each in row] for row in tasks.pieces]
+        self.able = np.array(able, np.bool_).reshape(self.count, devices)  # [node, device]
+        self.movable = np.flatnonzero(self.able.sum(axis=1) > 1)  # nodes that have a choice
         self.pieces: list[Piece] = []  # of all nodes on all devices, then of renewals
         self.first = np.zeros((self.count, devices + 1), np.int64)  # piece of node and device
         # Lanes that work in the order in which slots were taken.

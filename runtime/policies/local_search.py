@@ -45,9 +45,6 @@ class LocalSearch:
 
     def __init__(self, tasks: Tasks, estimator: Estimator, objective: Objective) -> None:
         self._tasks, self._estimator, self._objective = tasks, estimator, objective
-        self._able = np.array([[bool(each) for each in row] for row in tasks.pieces], np.bool_)
-        self._able = self._able.reshape(tasks.count, len(tasks.devices))
-        self._movable = np.flatnonzero(self._able.sum(axis=1) > 1)
         groups = groups_of(tasks)
         self._starts = np.cumsum([0, *map(len, groups)], dtype=np.int64)
         self._members = np.array([node for group in groups for node in group], np.int64)
@@ -69,7 +66,7 @@ class LocalSearch:
         nothing but the time that it takes.
         """
         estimate = self._estimator.estimate
-        if len(self._movable) == 0 or estimates < 2:
+        if len(self._estimator.flat.movable) == 0 or estimates < 2:
             return [Improved(tuple(homes), estimate(homes, ranks), 1) for homes, ranks in bases]
         for homes, _ in bases:
             laid(self._estimator.flat, homes)  # makes room, before any begins
@@ -92,8 +89,8 @@ class LocalSearch:
             objective.cap_w or 0.0,
             np.array([each.watts for each in tasks.resources], np.float64),
             tasks.idle_w,
-            self._able,
-            self._movable,
+            flat.able,
+            flat.movable,
             (self._starts, self._members),
             flat.risks,
             *flat.rows,

@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aieflow.runtime.policies.estimate import order_of
-from aieflow.runtime.policies.flat import Flat, laid
+from aieflow.runtime.policies.estimate import Estimator
 from aieflow.runtime.policies.sequence import (
     BEGAN,
     COUNTS,
@@ -23,11 +22,16 @@ from aieflow.runtime.policies.sequence import (
     ENDED,
     EVERY,
     FAR,
+    FORM,
+    HOPS,
+    IS_END,
     NEVER,
     ORDER,
     PLACE,
+    READERS,
     SIDE_BITS,
     START,
+    WRITER,
     Counts,
     Run,
     Tables,
@@ -36,7 +40,6 @@ from aieflow.runtime.policies.sequence import (
 from aieflow.runtime.policies.sequence_moves import improve
 from aieflow.runtime.policies.step_layout import END, HOST, NODE, PIECE, RESOURCE, Floats, Ints
 from aieflow.runtime.policies.tasks import Tasks
-from aieflow.runtime.policies.virtual_run import run
 from aieflow.runtime.schedule import Times
 
 PIECES = 700_000_000  # changes times pieces, at most: some seconds
@@ -49,8 +52,8 @@ class Ordered:
     """An assignment with the order of its pieces, and how long that takes."""
 
     seconds: float
-    home: Ints
-    order: Ints
+    home: Ints  # by node: its device
+    order: Ints  # all its pieces, as `Flat.pieces` numbers them, and all renewals
     slowed: Floats  # by resource: how many times longer others make pieces take
     saved_s: Floats  # by node: when its states are saved
 
@@ -58,10 +61,9 @@ class Ordered:
 class SequenceSearch:
     """The changes of one graph; it has MOST_DEVICES devices at most."""
 
-    def __init__(self, tasks: Tasks, flat: Flat) -> None:
-        self._tasks, self._flat, self._items = tasks, flat, list[int]()
-        self._able = np.array([[bool(each) for each in row] for row in tasks.pieces], np.bool_)
-        self._movable = np.flatnonzero(self._able.sum(axis=1) > 1)
+    def __init__(self, tasks: Tasks, estimator: Estimator) -> None:
+        self._tasks, self._estimator, self._items = tasks, estimator, list[int]()
+        self._flat = estimator.flat
         roles: dict[str, list[int]] = {}
         for node, labels in enumerate(tasks.labels):
             roles.setdefault(labels[min(1, len(labels) - 1)], []).append(node)
@@ -78,37 +80,25 @@ class SequenceSearch:
         self._own = self._of_nodes_on_devices()
         self._pieces, self._nodes = self._of_pieces(), self._of_nodes()
         self._values, self._resources = self._of_values(), self._of_resources()
+        self._all_items = np.array(self._items, np.int32)
         most = np.diff(self._own[:, :, 0], axis=1).max(axis=1, initial=0).sum()
         self._most = int(most) + len(tasks.renewals)
 
     def listed(self, homes: Sequence[int], ranks: Sequence[float]) -> Ordered:
         """An assignment in the order of its list schedule, which ranks give.
 
-        Where the slots of separate memory do not allow the order, it takes infinite seconds.
+        Where the slots of separate memory do not allow the order, it takes infinite seconds. Raises
+        PlanError for a circle of nodes.
         """
         flat = self._flat
-        steps = laid(flat, homes)
-        count = len(steps.seconds)
-        began, ended = np.zeros(count), np.zeros(count)
-        run(
-            steps.steps,
-            steps.seconds,
-            steps.next_of,
-            steps.links,
-            order_of(ranks),
-            *flat.lanes,
-            began,
-            ended,
-            np.zeros(count, np.int64),
-        )
+        steps, began, ended = self._estimator.listed(homes, ranks)
         slowed = np.ones(len(flat.width))
         workers = flat.worker[steps.steps[RESOURCE]]
         for worker in range(len(self._tasks.devices)):
             own = workers == worker
             if steps.seconds[own].sum() > 0:
-                slowed[flat.worker == worker] = (ended - began)[own].sum() / steps.seconds[
-                    own
-                ].sum()
+                lasted_s = (ended - began)[own].sum()
+                slowed[flat.worker == worker] = lasted_s / steps.seconds[own].sum()
         saved_s = np.zeros(self._tasks.count)
         is_save = np.isin(steps.steps[RESOURCE], flat.save_resource)
         np.maximum.at(saved_s, steps.steps[NODE][is_save], ended[is_save])
@@ -128,8 +118,8 @@ class SequenceSearch:
             ordered.order,
             changes,
             seed,
-            self._able,
-            self._movable,
+            self._flat.able,
+            self._flat.movable,
             self._role,
             self._roles,
         )
@@ -206,8 +196,10 @@ class SequenceSearch:
                 readers[value][int(self._pieces[piece, 0])] = None
         found = np.zeros((values + 1, 5), np.int32)
         is_end = np.isin(np.arange(values), flat.ends)
-        found[:-1] = np.stack([flat.writer, is_end, is_end, self._form, flat.hops_of], axis=1)
-        found[:, 2] = self._lists([list(each) for each in readers])
+        columns = {WRITER: flat.writer, IS_END: is_end, FORM: self._form, HOPS: flat.hops_of}
+        for column, numbers in columns.items():
+            found[:-1, column] = numbers
+        found[:, READERS] = self._lists([list(each) for each in readers])
         return found
 
     def _of_resources(self) -> Counts:
@@ -225,7 +217,7 @@ class SequenceSearch:
             ordered.saved_s,
             self._values,
             self._resources,
-            np.array(self._items, np.int32),
+            self._all_items,
             flat.hop_resource,
             flat.hop_seconds * slowed[flat.hop_resource],
             flat.sides,
