@@ -60,6 +60,11 @@ Run: TypeAlias = tuple[
 ]  # fmt: skip
 
 
+TIMES, MARKS, TURNS, FORM_READS, ARRIVED, BROUGHT, CAUSED = range(7)  # places in a Run
+NOW_S, NOW, KEPT_S, KEPT, NEW_S, NEW = range(7, 13)
+OLD_PIECES, OLD_TIMES, OLD_VALUES, OLD_ARRIVED, OLD_TURNS, NOTED, ORDERS = range(13, 20)
+
+
 @compiled_into
 def _is_there(who: int, marks: Counts, this: int, begin: int) -> bool:
     """Whether a value is valid on a side to which somebody brought it."""
@@ -365,8 +370,8 @@ def undo(run: Run) -> None:
 @compiled
 def accept(run: Run, order: Ints, begin: int, done: int) -> None:
     """Let the last decoding be what the next begins with, and write the order that it found."""
-    marks, kept_s, kept, new_s, new = run[1], run[9], run[10], run[11], run[12]
-    noted, orders = run[18], run[19]
+    marks, kept_s, kept, new_s, new = run[MARKS], run[KEPT_S], run[KEPT], run[NEW_S], run[NEW]
+    noted, orders = run[NOTED], run[ORDERS]
     for place in range(begin, done):
         order[place] = orders[DONE, place]
         marks[order[place], PLACE] = place

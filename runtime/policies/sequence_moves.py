@@ -12,18 +12,28 @@ import numpy as np
 from aieflow.runtime.policies.climb import next_chance
 from aieflow.runtime.policies.sequence import (
     AFTER,
+    ARRIVED,
     BEGAN,
+    BROUGHT,
+    CAUSED,
     DECODED,
     ENDED,
     EVERY,
     FAR,
     FIRST,
     FORM,
+    FORM_READS,
+    KEPT_S,
     LANE,
     LANE_AFTER,
+    MARKS,
     NEVER,
     NODE,
+    NOTED,
+    OLD_ARRIVED,
+    OLD_VALUES,
     ORDER,
+    ORDERS,
     PLACE,
     READS,
     RENEWS,
@@ -32,6 +42,7 @@ from aieflow.runtime.policies.sequence import (
     SIDE_BITS,
     START,
     TAIL,
+    TIMES,
     UPDATES,
     VALUES_NOTED,
     WIDTH,
@@ -71,7 +82,7 @@ def _put(
     They go where they could begin; with `is_later` not before they did. A `partner` moves, too.
     """
     pieces, seconds_of, _, own, _, values, resources, items = tables[:8]
-    times, marks, kept_s = run[0], run[1], run[9]
+    times, marks, kept_s = run[TIMES], run[MARKS], run[KEPT_S]
     ready, at = 0.0, 0
     for piece in range(own[node, home[node], FIRST], own[node, home[node] + 1, FIRST]):
         for item in range(pieces[piece, READS], pieces[piece + 1, READS]):
@@ -111,8 +122,8 @@ def _relocated(
 
     Returns how many pieces it has, the place from which on it differs, and up to which.
     """
-    pieces, own = tables[0], tables[3]
-    marks, orders = run[1], run[19]
+    pieces, _, _, own = tables[:4]
+    marks, orders = run[MARKS], run[ORDERS]
     for one in range(1, many):  # by place; those of one node stay in their order
         place, piece, into = put[0, one], put[1, one], one
         while into > 0 and put[0, into - 1] > place:
@@ -152,8 +163,8 @@ def _relocated(
 @compiled
 def _shifted(run: Run, order: Ints, count: int, piece: int, to: int) -> tuple[int, int]:
     """Write an order with one piece elsewhere; from where on it differs, and up to which place."""
-    orders = run[19]
-    at = run[1][piece, PLACE]
+    orders = run[ORDERS]
+    at = run[MARKS][piece, PLACE]
     low, high = min(at, to), max(at, to) + 1
     begin = low - low % EVERY
     for place in range(begin, count):
@@ -169,7 +180,7 @@ def _shifted(run: Run, order: Ints, count: int, piece: int, to: int) -> tuple[in
 @compiled
 def _hot(run: Run, order: Ints, count: int, seconds: float, path: Ints) -> tuple[int, int]:
     """Fill in the pieces that the length hangs on; how many, and the place of the last to end."""
-    times, many, last = run[0], 0, count
+    times, many, last = run[TIMES], 0, count
     for place in range(count):
         piece = order[place]
         if times[piece, BEGAN] + times[piece, TAIL] >= seconds * (1 - 1e-9):
@@ -184,8 +195,8 @@ def _hot(run: Run, order: Ints, count: int, seconds: float, path: Ints) -> tuple
 def _rehome(tables: Tables, run: Run, home: Ints, node: int, device: int) -> bool:
     """Let a node be done by another device; whether a run begins with states in other places."""
     pieces, _, nodes, own, _, values, _, items, _, _, side_of, _ = tables
-    reads, arrived, brought, caused, old_values = run[3], run[4], run[5], run[6], run[15]
-    old_arrived, noted = run[16], run[18]
+    reads, arrived, brought, caused = run[FORM_READS], run[ARRIVED], run[BROUGHT], run[CAUSED]
+    old_values, old_arrived, noted = run[OLD_VALUES], run[OLD_ARRIVED], run[NOTED]
     was = home[node]
     for gone, by in ((was, -1), (device, 1)):
         for piece in range(own[node, gone, FIRST], own[node, gone + 1, FIRST]):
@@ -211,7 +222,7 @@ def _rehome(tables: Tables, run: Run, home: Ints, node: int, device: int) -> boo
 @compiled
 def _forget(tables: Tables, run: Run, node: int, device: int) -> None:
     """Pieces of a node that it has no longer are in no order."""
-    own, marks = tables[3], run[1]
+    (_, _, _, own), marks = tables[:4], run[MARKS]
     for piece in range(own[node, device, FIRST], own[node, device + 1, FIRST]):
         marks[piece, PLACE] = FAR
 
@@ -234,7 +245,7 @@ def improve(
     `roles` lists the nodes of each `role`. Where the order given cannot be decoded, it is returned
     with infinite seconds.
     """
-    pieces, marks, orders = tables[0], run[1], run[19]
+    pieces, marks, orders = tables[0], run[MARKS], run[ORDERS]
     home, order, count = assigned.copy(), np.empty(orders.shape[1], np.int64), len(given)
     for place in range(count):
         orders[ORDER, place] = given[place]

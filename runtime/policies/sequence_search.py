@@ -16,21 +16,28 @@ import numpy as np
 
 from aieflow.runtime.policies.estimate import Estimator
 from aieflow.runtime.policies.sequence import (
+    AFTER,
     BEGAN,
     COUNTS,
     DECODINGS,
     ENDED,
     EVERY,
     FAR,
+    FIRST,
     FORM,
     HOPS,
+    IN_TURN,
     IS_END,
     NEVER,
     ORDER,
+    ORDERS,
     PLACE,
     READERS,
+    READS,
     SIDE_BITS,
+    SLOTS,
     START,
+    TIMES,
     WRITER,
     Counts,
     Run,
@@ -81,7 +88,7 @@ class SequenceSearch:
         self._pieces, self._nodes = self._of_pieces(), self._of_nodes()
         self._values, self._resources = self._of_values(), self._of_resources()
         self._all_items = np.array(self._items, np.int32)
-        most = np.diff(self._own[:, :, 0], axis=1).max(axis=1, initial=0).sum()
+        most = np.diff(self._own[:, :, FIRST], axis=1).max(axis=1, initial=0).sum()
         self._most = int(most) + len(tasks.renewals)
 
     def listed(self, homes: Sequence[int], ranks: Sequence[float]) -> Ordered:
@@ -128,10 +135,10 @@ class SequenceSearch:
     def times(self, ordered: Ordered) -> Times:
         """When the nodes of the expanded graph begin and end."""
         written, order = self._run(ordered.home), ordered.order
-        written[-1][ORDER, : len(order)] = order
+        written[ORDERS][ORDER, : len(order)] = order
         decode(self._tables(ordered), written, ordered.home, len(order), 0, 0, END, np.inf)
         names = [self._flat.pieces[piece].name for piece in order]
-        spans = written[0][order][:, [BEGAN, ENDED]].tolist()
+        spans = written[TIMES][order][:, [BEGAN, ENDED]].tolist()
         return {name: (begin, end) for name, (begin, end) in zip(names, spans, strict=True) if name}
 
     def changes(self, most: int) -> int:
@@ -149,9 +156,9 @@ class SequenceSearch:
     def _of_nodes_on_devices(self) -> Counts:
         flat = self._flat
         found = np.zeros((*flat.first.shape, 3), np.int32)
-        found[:, :, 0] = flat.first
+        found[:, :, FIRST] = flat.first
         is_in_turn = flat.in_turn[flat.resource]
-        for column, is_counted in ((1, is_in_turn), (2, flat.holds)):
+        for column, is_counted in ((IN_TURN, is_in_turn), (SLOTS, flat.holds)):
             before = np.cumsum([0, *is_counted])
             found[:, :-1, column] = np.diff(before[flat.first], axis=1)
         return found
@@ -170,8 +177,8 @@ class SequenceSearch:
             opens[np.flatnonzero(flat.holds[first:end])[:1] + first] = True
         own = (node, flat.resource, flat.parts, renews, flat.holds, flat.frees, flat.taker, opens)
         found[:-1, : len(own)] = np.stack(own, axis=1)
-        found[:, 8] = self._lists([each.after for each in flat.pieces])
-        found[:, 9] = self._lists(
+        found[:, AFTER] = self._lists([each.after for each in flat.pieces])
+        found[:, READS] = self._lists(
             [[value << SIDE_BITS | side for value, side in each.reads] for each in flat.pieces]
         )
         return found
