@@ -474,17 +474,12 @@ def test_a_kernel_that_cannot_be_bound_leaves_no_thread() -> None:
 
 
 def test_nothing_is_allocated_while_running() -> None:
-    """What a run allocates and keeps, every run does: the least of many counts.
-
-    A single run may show more. To call a compiled kernel with a named tuple, numba looks up names
-    in its class by new strings, and the interpreter's cache of attributes (4096 places, taken by
-    address) holds those that it saw last.
-    """
+    # What a run keeps, all keep. One may show more: numba looks names of named tuples up by new
+    # strings, and the interpreter's cache of attributes holds those that it saw last.
     graph = training_step(CONFIG, 4, 8)
     values = gpt2_values(graph)
     device = CpuDevice(lanes=2)
-    kept: list[int] = []
-    peaks: list[int] = []
+    kept, peaks = list[int](), list[int]()
     with opened(divided(graph, device), device, values) as executor_:
         feeds = feeds_of(graph, values)
         executor_.run(feeds)
@@ -496,8 +491,7 @@ def test_nothing_is_allocated_while_running() -> None:
                 before, _ = tracemalloc.get_traced_memory()
                 executor_.run(feeds)
                 after, peak = tracemalloc.get_traced_memory()
-                kept.append(after - before)
-                peaks.append(peak - before)
+                kept, peaks = [*kept, after - before], [*peaks, peak - before]
         finally:
             tracemalloc.stop()
     device.close()
