@@ -365,7 +365,8 @@ class _Chain:
         """Let the pieces since the last end share a slot, once separate memory gave a result back.
 
         A piece that takes the slot goes before them: it has all operands to wait for, so that a
-        slot is held for as short as may be, and nobody who holds one waits for others who do.
+        slot is held for as short as may be, and nobody who holds one waits for others who do. A
+        lane works in the order in which slots are taken, as a plan has them used in turn.
         """
         tables, first = self._tables, self._first
         own = self.pieces[first:]
@@ -377,6 +378,10 @@ class _Chain:
         reads = dict.fromkeys(read for piece in own for read in piece.reads if read[1] == HOST)
         before = tuple(place for place, piece in enumerate(self.pieces) if piece.holds)
         taking = Piece(slot, 0.0, after=before[-1:], reads=tuple(reads), holds=True)
+        turns = {each.resource: place for place, each in enumerate(self.pieces[:first])}
+        for place, piece in enumerate(own):
+            if piece.resource in tables.slots_on and piece.resource in turns:
+                own[place] = replace(piece, after=(*piece.after, turns[piece.resource]))
         self.pieces[first:] = [taking, *(_behind(piece, first) for piece in own)]
         self.pieces[-1] = replace(self.pieces[-1], frees=slot)
         self._first = len(self.pieces)
