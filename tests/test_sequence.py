@@ -1,5 +1,6 @@
 """What pieces take in a given order, held against a plain reckoning, and the search of orders."""
 
+import itertools
 import random
 from dataclasses import replace
 from itertools import pairwise
@@ -23,6 +24,7 @@ from aieflow.runtime.policies.best import trivial
 from aieflow.runtime.policies.estimate import Estimator, estimate
 from aieflow.runtime.policies.flat import Flat
 from aieflow.runtime.policies.heft import upward_ranks
+from aieflow.runtime.policies.sequence_contention import contention
 from aieflow.runtime.policies.sequence_search import Ordered, SequenceSearch
 from aieflow.runtime.policies.tasks import HOST, Tasks
 from aieflow.runtime.simulate import simulate
@@ -105,7 +107,7 @@ class Reckoned:
                 ready = max(ready, self.ends[other])
         for value, side in what.reads:
             ready = max(ready, self.bring(value, side))
-        seconds = what.seconds * self.given.slowed[what.resource]
+        seconds = what.seconds * self.given.slowed[piece]
         if what.holds:
             slot = self.taken[what.resource] % len(self.slots[what.resource])
             ready = max(ready, self.slots[what.resource][slot])
@@ -144,7 +146,7 @@ class Reckoned:
             for hop, (link, seconds) in enumerate(self.tasks.hops[value].get((origin, side), ())):
                 if self.lanes[link]:
                     when = max(when, self.lanes[link][0])
-                when += seconds * self.given.slowed[link]
+                when += seconds * self.given.hops_slowed[link]
                 if self.lanes[link]:
                     self.lanes[link][0] = when
                 if hop == 0 and HOST not in (origin, side):
@@ -267,9 +269,12 @@ def test_a_node_takes_all_its_slots_before_another_takes_one() -> None:
     devices = {device.name: device for device in described_devices(profile)}
     graph = training_step(config, 4, 64, shards=2)
     tasks = tasks_on(graph, devices, MachineCost(profile), 3)
-    flat, draw = Flat(tasks), random.Random(1)
+    flat, draw, lanes = Flat(tasks), random.Random(1), tasks.resources
     held = [sum(piece.holds for piece in row[2]) for row in tasks.pieces]
     assert max(held) > 3
+    for row in tasks.pieces:  # a plan has slots used in turn, so products follow each other
+        on_lane = [at for at, p in enumerate(row[2]) if lanes[p.resource].name == "npu.compute"]
+        assert all(one in row[2][other].after for one, other in itertools.pairwise(on_lane))
     (homes,) = (homes for policy, homes in trivial(tasks) if policy == "gemm-on-npu")
     search = SequenceSearch(tasks, Estimator(tasks))
     given = search.listed(homes, upward_ranks(tasks))
@@ -313,6 +318,50 @@ def test_a_lane_may_wait_for_what_is_urgent() -> None:
     assert search.times(found)["3"] == (5, 15)
 
 
+def busy_lanes(draw: random.Random) -> tuple[list[tuple[float, float]], list[int]]:
+    """Two lanes of each of three devices, and some pieces that take no time."""
+    spans, devices = list[tuple[float, float]](), list[int]()
+    for lane in range(6):
+        now = 0.0
+        for _ in range(12):
+            begin = now + draw.choice([0.0, draw.random()])
+            now = begin + draw.choice([0.0, draw.random(), draw.random()])
+            spans.append((begin, now))
+            devices.append(lane // 2)
+    return spans, devices
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_pieces_are_slowed_by_who_is_busy_meanwhile(seed: int) -> None:
+    """From moment to moment: the work done is the time passed by the factor of the busy set."""
+    draw = random.Random(seed)
+    spans, devices = busy_lanes(draw)
+    factors = [[1 + draw.random() for _ in range(3)] for _ in range(8)]
+    found = contention(np.array(spans), np.array(devices), np.array(factors))
+    moments = sorted({moment for span in spans for moment in span})
+    for (begin, end), device, factor in zip(spans, devices, found, strict=True):
+        done = 0.0
+        for one, other in itertools.pairwise(moments):
+            busy = {d for (b, e), d in zip(spans, devices, strict=True) if b <= one and other <= e}
+            if begin <= one and other <= end:
+                done += (other - one) / factors[sum(1 << each for each in busy)][device]
+        assert factor == pytest.approx((end - begin) / done if done else 1.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("machine", ["phoenix", "strix"])
+def test_pieces_take_as_long_as_their_neighbours_let_them(machine: str) -> None:
+    tasks = small_step(machine)
+    search = SequenceSearch(tasks, Estimator(tasks))
+    given = search.listed(balance(tasks).homes, upward_ranks(tasks))
+    found = search.contended(given)
+    alone = replace(given, slowed=np.ones_like(given.slowed))
+    assert search.improved(alone, 0, 1).seconds < found.seconds
+    assert found.seconds == Reckoned(tasks, Flat(tasks), found).seconds
+    most = np.max(tasks.slowdowns) * (1 + 1e-9)  # sums round
+    assert np.all((found.slowed >= 1.0 - 1e-9) & (found.slowed <= most))
+    assert search.contended(found).seconds == pytest.approx(found.seconds, rel=2e-3)
+
+
 def test_slots_that_allow_no_order_are_no_fault() -> None:
     """One slot, and a product that gives it back after what another product has to come before."""
     tasks = published([[9, 1], [9, 1], [1, 9]], [(1, 3, 0)])
@@ -329,11 +378,12 @@ def test_slots_that_allow_no_order_are_no_fault() -> None:
     stuck = [first, *(each for each in given.order.tolist() if each != first)]
     held = search.improved(replace(given, order=np.array(stuck)), 100, 1)
     assert held.seconds == np.inf
+    assert search.contended(held) is held
 
 
 @pytest.mark.parametrize("machine", ["phoenix", "strix"])
 def test_a_plan_takes_what_its_order_does(machine: str) -> None:
-    """Within 3 %: a plan has the fixed lanes, and the memory, that an order leaves open."""
+    """Within 1 %: a plan has the fixed lanes, and the memory, that an order leaves open."""
     profile = load_machine(machine)
     cost = MachineCost(profile)
     config = ModelConfig(vocab_size=4096, seq_len=64, layers=2, heads=4, channels=256)
@@ -342,8 +392,8 @@ def test_a_plan_takes_what_its_order_does(machine: str) -> None:
     tasks = tasks_on(graph, devices, cost, 3)
     search = SequenceSearch(tasks, Estimator(tasks))
     given = search.listed(balance(tasks).homes, upward_ranks(tasks))
-    found = search.improved(given, 5000, 1)
+    found = search.contended(search.improved(given, 5000, 1))
     homes = tasks.named(found.home.tolist())
     plan = compiled(graph, homes, devices, "test", 3, times=search.times(found))
     seconds = simulate(plan, MachineStepCost(cost)).seconds
-    assert found.seconds == pytest.approx(seconds, rel=0.03)
+    assert found.seconds == pytest.approx(seconds, rel=0.01)

@@ -32,7 +32,7 @@ from aieflow.runtime.policies.heft import heft, least_ranks, priced_heft, upward
 from aieflow.runtime.policies.local_search import LocalSearch
 from aieflow.runtime.policies.objective import Objective
 from aieflow.runtime.policies.peft import peft
-from aieflow.runtime.policies.sequence_search import MOST_DEVICES, SequenceSearch
+from aieflow.runtime.policies.sequence_search import MOST_DEVICES, Ordered, SequenceSearch
 from aieflow.runtime.policies.tasks import HOST, Tasks
 from aieflow.runtime.schedule import Times
 
@@ -45,7 +45,7 @@ class Effort:
 
     estimated_nodes: int = 9_000_000
     simulated_nodes: int = 3_000
-    changes: int = 100_000  # of an assignment and its order
+    changes: int = 200_000  # of an assignment and its order
     bases: int = 6  # assignments that are improved
     most: int = 6_000  # estimates of a small graph; simulations
     prices: tuple[float, ...] = (100.0, 30.0, 1.0)  # factors on those of a balance
@@ -56,7 +56,8 @@ QUICK = Effort(600_000, 2_500, changes=10_000, bases=2, prices=(30.0, 1.0))
 ROUNDS, KEPT = 3, 3  # of the search; one of so many goes on to the next
 WORTH = 0.02  # of the score: what more than a trivial plan has to gain
 MOST_SLOWDOWN = 1.25  # of a device by others, where orders are searched: that knows its mean
-TRIAL = 10  # one of so many changes shows which orders are worth all of them
+TRIAL = 20  # one of so many changes shows which orders are worth all of them
+STAGES = 2  # of these, between which it is reckoned anew how much devices slow each other down
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -293,13 +294,13 @@ class _Search:
             return []
         search = SequenceSearch(tasks, estimator)
         changes = search.changes(self._effort.changes)
-        found = [(search.listed(each.homes, each.ranks), each) for each in candidates]
+        listed = [search.listed(each.homes, each.ranks) for each in candidates]
+        found = list(zip(map(search.contended, listed), candidates, strict=True))
         with ThreadPoolExecutor(self._effort.threads) as pool:
-            for each in (changes // TRIAL, changes):
+            for each in (changes // TRIAL, *[changes // STAGES] * STAGES):
                 self._estimates += each * len(found)
-                better = pool.map(
-                    partial(search.improved, changes=each, seed=1), [o for o, _ in found]
-                )
+                stage = partial(_after_a_stage, search, each)
+                better = pool.map(stage, [ordered for ordered, _ in found])
                 found = [(o, candidate) for o, (_, candidate) in zip(better, found, strict=True)]
                 found = sorted(found, key=lambda each: each[0].seconds)[:2]
         return [
@@ -409,6 +410,10 @@ class _Search:
 
     def _score(self, held: Estimate) -> tuple[int, float]:
         return self._objective.score(held.seconds, held.joules)
+
+
+def _after_a_stage(search: SequenceSearch, changes: int, ordered: Ordered) -> Ordered:
+    return search.contended(search.improved(ordered, changes, seed=1))
 
 
 def trivial(tasks: Tasks) -> tuple[tuple[str, tuple[int, ...]], ...]:

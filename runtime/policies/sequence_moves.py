@@ -1,10 +1,11 @@
 """The machine code of `sequence_search`, its second half: changes of an order and an assignment.
 
 A change moves one piece to another place in the order, lets a node be done by another device, or
-swaps the devices of two nodes of one role; pieces of a new device are put where they could begin.
-Pieces on a path that makes the length are taken more often, and put before what they wait for on
-their lane: the neighbourhood of flexible job shops (Mastrolilli and Gambardella, J. Scheduling 3,
-2000), at random. What is longer is kept by chance, less so from change to change, as in `climb`.
+swaps the devices of two nodes of one role. Pieces of a new device are put anywhere between the
+paths that lead to them and those that lead on: where there is no place, four of five times, nothing
+is decoded. Pieces on a path that makes the length are taken more often: the neighbourhood of
+flexible job shops (Mastrolilli and Gambardella, J. Scheduling 3, 2000), at random. What is longer
+is kept by chance, less so from change to change, as in `climb`.
 """
 
 import numpy as np
@@ -34,7 +35,9 @@ from aieflow.runtime.policies.sequence import (
     OLD_VALUES,
     ORDER,
     ORDERS,
+    OUTPUTS,
     PLACE,
+    READERS,
     READS,
     RENEWS,
     RESOURCE,
@@ -57,10 +60,53 @@ from aieflow.runtime.policies.sequence import (
 from aieflow.runtime.policies.step_layout import END, HOST, Bools, Ints, compiled
 
 HEAT = 2e-4  # of the length: so much more a change may make it in the beginning
-SHIFTS, SWAPS = 30, 30  # of a hundred changes those of an order; of the others, swaps
+SHIFTS, SWAPS = 10, 10  # of a hundred changes those of an order; of the others, swaps
 HOT = 60  # of a hundred: those of what the length hangs on
 WINDOW = 100  # places at most by which a piece is shifted
 STALE = 20  # changes of no consequence, after which tails are found anew
+
+
+@compiled
+def _ready(tables: Tables, run: Run, home: Ints, node: int, partner: int) -> tuple[float, int]:
+    """When all that a node reads is written, and the place of what is written last of it."""
+    pieces, _, _, own, _, values, _, items = tables[:8]
+    times, marks = run[TIMES], run[MARKS]
+    ready, at = 0.0, 0
+    for piece in range(own[node, home[node], FIRST], own[node, home[node] + 1, FIRST]):
+        for item in range(pieces[piece, READS], pieces[piece + 1, READS]):
+            before = values[items[item] >> SIDE_BITS, WRITER]
+            if before >= 0 and before != partner:
+                last = own[before, home[before] + 1, FIRST] - 1
+                if times[last, ENDED] > ready:
+                    ready, at = times[last, ENDED], marks[last, PLACE]
+    return ready, at
+
+
+@compiled
+def _tail_behind(tables: Tables, run: Run, home: Ints, node: int, partner: int) -> float:
+    """The longest path from what reads of a node to the end."""
+    _, _, nodes, own, _, values, _, items = tables[:8]
+    times, tail = run[TIMES], 0.0
+    for output in range(nodes[node, OUTPUTS], nodes[node + 1, OUTPUTS]):
+        for item in range(values[items[output], READERS], values[items[output] + 1, READERS]):
+            reader = items[item]
+            if reader != partner:
+                tail = max(tail, times[own[reader, home[reader], FIRST], TAIL])
+    return tail
+
+
+@compiled
+def _alone(tables: Tables, node: int, device: int) -> float:
+    """Seconds of the longest path through the pieces of a node."""
+    pieces, seconds_of, _, own, _, _, _, items = tables[:8]
+    head, longest = own[node, device, FIRST], 0.0
+    ends = np.zeros(own[node, device + 1, FIRST] - head)
+    for piece in range(head, own[node, device + 1, FIRST]):
+        for item in range(pieces[piece, AFTER], pieces[piece + 1, AFTER]):
+            ends[piece - head] = max(ends[piece - head], ends[items[item]])
+        ends[piece - head] += seconds_of[piece]
+        longest = max(longest, ends[piece - head])
+    return longest
 
 
 @compiled
@@ -73,42 +119,49 @@ def _put(
     node: int,
     device: int,
     partner: int,
-    is_later: bool,
+    limit: float,
+    chance: Ints,
     put: Ints,
     many: int,
 ) -> int:
     """Note where the pieces of a node on a device would go; `put` has places and pieces.
 
-    They go where they could begin; with `is_later` not before they did. A `partner` moves, too.
+    They go to a moment between when they could begin and when they would have to, for the length
+    not to be over the limit. A `partner` moves, too. END is returned where there is no such moment,
+    or where a lane of which there is one would have to put off what has no time left.
     """
-    pieces, seconds_of, _, own, _, values, resources, items = tables[:8]
-    times, marks, kept_s = run[TIMES], run[MARKS], run[KEPT_S]
-    ready, at = 0.0, 0
-    for piece in range(own[node, home[node], FIRST], own[node, home[node] + 1, FIRST]):
-        for item in range(pieces[piece, READS], pieces[piece + 1, READS]):
-            before = values[items[item] >> SIDE_BITS, WRITER]
-            if before >= 0 and before != partner:
-                last = own[before, home[before] + 1, FIRST] - 1
-                if times[last, ENDED] > ready:
-                    ready, at = times[last, ENDED], marks[last, PLACE]
-    head = own[node, home[node], FIRST]
-    if is_later and times[head, BEGAN] > ready:
-        ready, at = times[head, BEGAN], marks[head, PLACE]
+    pieces, seconds_of, _, own, _, _, resources, items = tables[:8]
+    times, kept_s = run[TIMES], run[KEPT_S]
+    when, at = _ready(tables, run, home, node, partner)
+    behind = _tail_behind(tables, run, home, node, partner)
+    spare = limit - behind - _alone(tables, node, device) - when
+    if spare < 0:
+        return END
+    when += spare * next_chance(chance, 1000) / 1000
+    while at + EVERY < count and times[order[at + EVERY], BEGAN] < when:
+        at += EVERY
     head = own[node, device, FIRST]
     ends = np.empty(own[node, device + 1, FIRST] - head)
     busy = kept_s[at // EVERY].copy()  # lanes of which there is one
     at -= at % EVERY
     for piece in range(head, own[node, device + 1, FIRST]):
-        when = ready
+        begins = when
         for item in range(pieces[piece, AFTER], pieces[piece + 1, AFTER]):
-            when = max(when, ends[items[item]])
+            begins = max(begins, ends[items[item]])
         resource = pieces[piece, RESOURCE]
-        while at < count and times[order[at], BEGAN] < when:
+        lane, is_single = resources[resource, LANE], resources[resource, WIDTH] == 1
+        while at < count and times[order[at], BEGAN] < begins:
             busy[resources[pieces[order[at], RESOURCE], LANE]] = times[order[at], ENDED]
             at += 1
-        if resources[resource, WIDTH] == 1:
-            when = max(when, busy[resources[resource, LANE]])
-        ends[piece - head] = when + seconds_of[piece]
+        if is_single:
+            begins = max(begins, busy[lane])
+        ends[piece - head] = begins + seconds_of[piece]
+        after = at
+        while is_single and after < count and pieces[order[after], RESOURCE] != resource:
+            after += 1
+        has_next = is_single and after < count and partner == END
+        if has_next and ends[piece - head] + times[order[after], TAIL] > limit:
+            return END
         put[0, many], put[1, many] = at, piece
         many += 1
     return many
@@ -260,6 +313,7 @@ def improve(
     hot, settles = _hot(run, order, count, held, path)
     stale = 0
     for change in range(changes):
+        limit = held + heat * (1.0 - change / changes) * next_chance(chance, 1000) / 1000
         is_hot, node, other, device, into = next_chance(chance, 100) < HOT, END, END, 0, 0
         if next_chance(chance, 100) < SHIFTS:
             piece = path[next_chance(chance, hot)] if is_hot else order[next_chance(chance, count)]
@@ -284,13 +338,15 @@ def improve(
                 other = int(roles[1][low + next_chance(chance, high - low)])
                 if home[other] != into or not able[other, device]:
                     continue
-            is_later = next_chance(chance, 2) == 0
-            many = _put(tables, run, home, order, count, node, into, other, is_later, put, none)
-            if other != END:
-                is_later = next_chance(chance, 2) == 0
+            many = _put(
+                tables, run, home, order, count, node, into, other, limit, chance, put, none
+            )
+            if many != END and other != END:
                 many = _put(
-                    tables, run, home, order, count, other, device, node, is_later, put, many
+                    tables, run, home, order, count, other, device, node, limit, chance, put, many
                 )
+            if many == END:
+                continue
             after, begin, changed = _relocated(tables, run, order, count, node, other, put, many)
             settled = settles if after == count else END
             has_states = _rehome(tables, run, home, node, into)
@@ -300,7 +356,6 @@ def improve(
                 for place in range(begin):
                     orders[ORDER, place] = order[place]
                 begin, settled = 0, END
-        limit = held + heat * (1.0 - change / changes) * next_chance(chance, 1000) / 1000
         ended, seconds, done, end = decode(tables, run, home, after, begin, changed, settled, limit)
         if ended == SETTLED or (ended == DECODED and seconds <= limit):
             count = after

@@ -6,7 +6,8 @@ wait for a node that is more urgent than what it could do meanwhile. So many mor
 judged, and by less: `sequence` reckons what an order takes, `sequence_moves` changes it. Both are
 machine code.
 
-How much devices slow each other down is a mean, that of the schedule from which the search begins.
+How much others slow a piece down is what they did in the stage before, and first of all a mean:
+while a stage lasts, a piece takes as long wherever it is put.
 """
 
 from collections.abc import Iterable, Sequence
@@ -43,13 +44,16 @@ from aieflow.runtime.policies.sequence import (
     Run,
     Tables,
     decode,
+    undo,
 )
+from aieflow.runtime.policies.sequence_contention import contention
 from aieflow.runtime.policies.sequence_moves import improve
 from aieflow.runtime.policies.step_layout import END, HOST, NODE, PIECE, RESOURCE, Floats, Ints
 from aieflow.runtime.policies.tasks import Tasks
 from aieflow.runtime.schedule import Times
 
 PIECES = 700_000_000  # changes times pieces, at most: some seconds
+SETTLING = 2  # times what slows pieces down is reckoned anew after a stage
 PER_PIECE = 60  # changes, at most
 MOST_DEVICES = (1 << SIDE_BITS) - 1
 
@@ -61,7 +65,8 @@ class Ordered:
     seconds: float
     home: Ints  # by node: its device
     order: Ints  # all its pieces, as `Flat.pieces` numbers them, and all renewals
-    slowed: Floats  # by resource: how many times longer others make pieces take
+    slowed: Floats  # by piece: how many times longer it takes beside others
+    hops_slowed: Floats  # by resource, the same of transfers: a mean
     saved_s: Floats  # by node: when its states are saved
 
 
@@ -99,13 +104,13 @@ class SequenceSearch:
         """
         flat = self._flat
         steps, began, ended = self._estimator.listed(homes, ranks)
-        slowed = np.ones(len(flat.width))
+        by_resource = np.ones(len(flat.width))
         workers = flat.worker[steps.steps[RESOURCE]]
         for worker in range(len(self._tasks.devices)):
             own = workers == worker
             if steps.seconds[own].sum() > 0:
                 lasted_s = (ended - began)[own].sum()
-                slowed[flat.worker == worker] = lasted_s / steps.seconds[own].sum()
+                by_resource[flat.worker == worker] = lasted_s / steps.seconds[own].sum()
         saved_s = np.zeros(self._tasks.count)
         is_save = np.isin(steps.steps[RESOURCE], flat.save_resource)
         np.maximum.at(saved_s, steps.steps[NODE][is_save], ended[is_save])
@@ -113,11 +118,11 @@ class SequenceSearch:
         by_start = of_piece[np.argsort(began[of_piece], kind="stable")]
         order = steps.steps[PIECE][by_start]
         order = np.concatenate([order, np.setdiff1d(flat.renewal_piece, order)])
-        found = Ordered(np.inf, np.array(homes, np.int64), order, slowed, saved_s)
-        return self.improved(found, 0, 1)
+        slowed, home = by_resource[flat.resource], np.array(homes, np.int64)
+        return self.improved(Ordered(np.inf, home, order, slowed, by_resource, saved_s), 0, 1)
 
     def improved(self, ordered: Ordered, changes: int, seed: int) -> Ordered:
-        """The best of so many changes; `seed` begins the sequence of chances, from 1 on."""
+        """The best of one stage of so many changes; `seed` begins the chances, from 1 on."""
         seconds, home, order = improve(
             self._tables(ordered),
             self._run(ordered.home),
@@ -131,6 +136,32 @@ class SequenceSearch:
             self._roles,
         )
         return replace(ordered, seconds=seconds, home=home, order=order)
+
+    def contended(self, ordered: Ordered) -> Ordered:
+        """The same with what its pieces slow each other down by, and the seconds that it takes.
+
+        What it has no pieces of would be slowed down as much as its device is in the mean.
+        """
+        if ordered.seconds == np.inf:
+            return ordered
+        flat, order, run = self._flat, ordered.order, self._run(ordered.home)
+        worker, (times, *_) = flat.worker[flat.resource], run
+        for turn in range(SETTLING + 1):
+            run[ORDERS][ORDER, : len(order)] = order
+            tables = self._tables(ordered)
+            _, seconds, _, _ = decode(tables, run, ordered.home, len(order), 0, 0, END, np.inf)
+            spans = times[order][:, [BEGAN, ENDED]]
+            undo(run)
+            if turn < SETTLING:
+                factors = contention(spans, worker[order], flat.slowdowns)
+                slowed, lasted_s = np.ones(len(worker)), spans[:, 1] - spans[:, 0]
+                for device in np.unique(worker[order]):
+                    own = worker[order] == device
+                    alone_s = (lasted_s / factors)[own].sum()
+                    slowed[worker == device] = lasted_s[own].sum() / alone_s if alone_s else 1.0
+                slowed[order] = factors
+                ordered = replace(ordered, slowed=slowed)
+        return replace(ordered, seconds=seconds)
 
     def times(self, ordered: Ordered) -> Times:
         """When the nodes of the expanded graph begin and end."""
@@ -215,10 +246,10 @@ class SequenceSearch:
         return np.stack([lanes, width, self._flat.in_turn], axis=1).astype(np.int32)
 
     def _tables(self, ordered: Ordered) -> Tables:
-        flat, slowed = self._flat, ordered.slowed
+        flat = self._flat
         return (
             self._pieces,
-            flat.seconds * slowed[flat.resource],
+            flat.seconds * ordered.slowed,
             self._nodes,
             self._own,
             ordered.saved_s,
@@ -226,7 +257,7 @@ class SequenceSearch:
             self._resources,
             self._all_items,
             flat.hop_resource,
-            flat.hop_seconds * slowed[flat.hop_resource],
+            flat.hop_seconds * ordered.hops_slowed[flat.hop_resource],
             flat.sides,
             flat.ends,
         )
