@@ -56,7 +56,7 @@ def compiled(
     kernels, reach = _kernels(devices), reaches(devices)
     expansion = expand(graph, homes, kernels)
     if times is not None:
-        placements = _lanes(expansion, devices, policy, divided, division, None).placements
+        placements = [devices[home].lanes[:1] for home in expansion.homes]
         separate = separate_values(expansion.graph, placements, reach)
         starts = {name: start for name, (start, _) in times.items()}
         order = ordered(expansion.graph, starts, separate, slots)

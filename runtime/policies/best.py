@@ -48,11 +48,11 @@ class Effort:
     changes: int = 200_000  # of an assignment and its order
     bases: int = 6  # assignments that are improved
     most: int = 6_000  # estimates of a small graph; simulations
-    prices: tuple[float, ...] = (100.0, 30.0, 1.0)  # factors on those of a balance
+    prices: tuple[float, ...] = (100.0, 30.0)  # factors on those of a balance
     threads: int = 8  # searches at once, at most; changes nothing in what is found
 
 
-QUICK = Effort(600_000, 2_500, changes=10_000, bases=2, prices=(30.0, 1.0))
+QUICK = Effort(600_000, 2_500, changes=10_000, bases=2, prices=(30.0,))
 ROUNDS, KEPT = 3, 3  # of the search; one of so many goes on to the next
 WORTH = 0.02  # of the score: what more than a trivial plan has to gain
 MOST_SLOWDOWN = 1.25  # of a device by others, where orders are searched: that knows its mean

@@ -1,7 +1,7 @@
 """The machine code of `sequence_search`, its second half: changes of an order and an assignment.
 
 A change moves one piece to another place in the order, lets a node be done by another device, or
-swaps the devices of two nodes of one role. Pieces of a new device are put anywhere between the
+swaps two nodes that devices do at about the same time. Pieces of a new device are put between the
 paths that lead to them and those that lead on: where there is no place, four of five times, nothing
 is decoded. Pieces on a path that makes the length are taken more often: the neighbourhood of
 flexible job shops (Mastrolilli and Gambardella, J. Scheduling 3, 2000), at random. What is longer
@@ -60,7 +60,8 @@ from aieflow.runtime.policies.sequence import (
 from aieflow.runtime.policies.step_layout import END, HOST, Bools, Ints, compiled
 
 HEAT = 2e-4  # of the length: so much more a change may make it in the beginning
-SHIFTS, SWAPS = 10, 10  # of a hundred changes those of an order; of the others, swaps
+SHIFTS, SWAPS = 10, 50  # of a hundred changes those of an order; of the others, swaps
+REACH, PICKS = 50, 10  # places at most between two that are swapped; nodes looked at for one
 HOT = 60  # of a hundred: those of what the length hangs on
 WINDOW = 100  # places at most by which a piece is shifted
 STALE = 20  # changes of no consequence, after which tails are found anew
@@ -110,6 +111,29 @@ def _alone(tables: Tables, node: int, device: int) -> float:
 
 
 @compiled
+def _neighbour(
+    tables: Tables,
+    run: Run,
+    home: Ints,
+    order: Ints,
+    count: int,
+    node: int,
+    into: int,
+    able: Bools,
+    chance: Ints,
+) -> int:
+    """A node that a device does at about the time of another, and could change with it; or END."""
+    pieces, own = tables[0], tables[3]
+    here = run[MARKS][own[node, home[node], FIRST], PLACE]
+    for _ in range(PICKS):
+        place = here + next_chance(chance, 2 * REACH + 1) - REACH
+        other = int(pieces[order[max(0, min(count - 1, place))], NODE])
+        if home[other] == into and able[other, home[node]]:
+            return other
+    return int(END)
+
+
+@compiled
 def _put(
     tables: Tables,
     run: Run,
@@ -119,6 +143,7 @@ def _put(
     node: int,
     device: int,
     partner: int,
+    moment: float,
     limit: float,
     chance: Ints,
     put: Ints,
@@ -126,9 +151,10 @@ def _put(
 ) -> int:
     """Note where the pieces of a node on a device would go; `put` has places and pieces.
 
-    They go to a moment between when they could begin and when they would have to, for the length
-    not to be over the limit. A `partner` moves, too. END is returned where there is no such moment,
-    or where a lane of which there is one would have to put off what has no time left.
+    They go between when they could begin and when they would have to, for the length not to be over
+    the limit: near to a moment, or by chance if that is negative. A `partner` moves, too. END is
+    returned where they can go nowhere, or where a lane of which there is one would have to put off
+    what has no time left.
     """
     pieces, seconds_of, _, own, _, _, resources, items = tables[:8]
     times, kept_s = run[TIMES], run[KEPT_S]
@@ -137,7 +163,10 @@ def _put(
     spare = limit - behind - _alone(tables, node, device) - when
     if spare < 0:
         return END
-    when += spare * next_chance(chance, 1000) / 1000
+    if moment < 0:
+        when += spare * next_chance(chance, 1000) / 1000
+    else:
+        when = min(max(moment, when), when + spare)
     while at + EVERY < count and times[order[at + EVERY], BEGAN] < when:
         at += EVERY
     head = own[node, device, FIRST]
@@ -290,15 +319,12 @@ def improve(
     seed: int,
     able: Bools,
     movable: Ints,
-    role: Ints,
-    roles: tuple[Ints, Ints],
 ) -> tuple[float, Ints, Ints]:
     """The best of so many changes: seconds, the device of each node, pieces in order.
 
-    `roles` lists the nodes of each `role`. Where the order given cannot be decoded, it is returned
-    with infinite seconds.
+    Where the order given cannot be decoded, it is returned with infinite seconds.
     """
-    pieces, marks, orders = tables[0], run[MARKS], run[ORDERS]
+    pieces, own, marks, orders = tables[0], tables[3], run[MARKS], run[ORDERS]
     home, order, count = assigned.copy(), np.empty(orders.shape[1], np.int64), len(given)
     for place in range(count):
         orders[ORDER, place] = given[place]
@@ -333,17 +359,21 @@ def improve(
             device, into = int(home[node]), next_chance(chance, able.shape[1])
             if into == device or not able[node, into]:
                 continue
+            own_moment = others_moment = -1.0
             if next_chance(chance, 100) < SWAPS:
-                low, high = int(roles[0][role[node]]), int(roles[0][role[node] + 1])
-                other = int(roles[1][low + next_chance(chance, high - low)])
-                if home[other] != into or not able[other, device]:
+                other = _neighbour(tables, run, home, order, count, node, into, able, chance)
+                if other == END:
                     continue
+                own_moment = run[TIMES][own[other, into, FIRST], BEGAN]
+                others_moment = run[TIMES][own[node, device, FIRST], BEGAN]
             many = _put(
-                tables, run, home, order, count, node, into, other, limit, chance, put, none
+                *(tables, run, home, order, count, node, into, other),
+                *(own_moment, limit, chance, put, none),
             )
             if many != END and other != END:
                 many = _put(
-                    tables, run, home, order, count, other, device, node, limit, chance, put, many
+                    *(tables, run, home, order, count, other, device, node),
+                    *(others_moment, limit, chance, put, many),
                 )
             if many == END:
                 continue

@@ -76,16 +76,6 @@ class SequenceSearch:
     def __init__(self, tasks: Tasks, estimator: Estimator) -> None:
         self._tasks, self._estimator, self._items = tasks, estimator, list[int]()
         self._flat = estimator.flat
-        roles: dict[str, list[int]] = {}
-        for node, labels in enumerate(tasks.labels):
-            roles.setdefault(labels[min(1, len(labels) - 1)], []).append(node)
-        self._roles = (
-            np.cumsum([0, *map(len, roles.values())], dtype=np.int64),
-            np.array([node for nodes in roles.values() for node in nodes], np.int64),
-        )
-        self._role = np.zeros(tasks.count, np.int64)
-        for number, nodes in enumerate(roles.values()):
-            self._role[nodes] = number
         self._form = np.full(len(tasks.hops), END, np.int32)
         for number, renewal in enumerate(tasks.renewals):
             self._form[renewal.value] = number
@@ -132,8 +122,6 @@ class SequenceSearch:
             seed,
             self._flat.able,
             self._flat.movable,
-            self._role,
-            self._roles,
         )
         return replace(ordered, seconds=seconds, home=home, order=order)
 
