@@ -100,14 +100,13 @@ def _tail_behind(tables: Tables, run: Run, home: Ints, node: int, partner: int) 
 def _alone(tables: Tables, node: int, device: int) -> float:
     """Seconds of the longest path through the pieces of a node."""
     pieces, seconds_of, _, own, _, _, _, items = tables[:8]
-    head, longest = own[node, device, FIRST], 0.0
+    head = own[node, device, FIRST]
     ends = np.zeros(own[node, device + 1, FIRST] - head)
     for piece in range(head, own[node, device + 1, FIRST]):
         for item in range(pieces[piece, AFTER], pieces[piece + 1, AFTER]):
             ends[piece - head] = max(ends[piece - head], ends[items[item]])
         ends[piece - head] += seconds_of[piece]
-        longest = max(longest, ends[piece - head])
-    return longest
+    return float(ends.max())
 
 
 @compiled

@@ -133,7 +133,7 @@ class SequenceSearch:
         if ordered.seconds == np.inf:
             return ordered
         flat, order, run = self._flat, ordered.order, self._run(ordered.home)
-        worker, (times, *_) = flat.worker[flat.resource], run
+        worker, (times, *_), seconds = flat.worker[flat.resource], run, ordered.seconds
         for turn in range(SETTLING + 1):
             run[ORDERS][ORDER, : len(order)] = order
             tables = self._tables(ordered)
