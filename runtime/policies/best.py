@@ -7,10 +7,10 @@ local search from the best of each way tells which way is worth the effort: it h
 more prices. The best of all are improved by longer searches, in rounds: a third, two at least, goes
 on to the next, which has as many estimates (successive halving: Jamieson and Talwalkar, AISTATS
 2016); the last round has as many for each. What is to be quick on several devices has one round of
-these, and two in which its order is improved, too (`sequence_search`). Of the most promising, plans
-are compiled and simulated, and the best of those is taken; but a trivial one, if the others gain
-less than what is foretold may err by. A trivial plan is left out of that only if what it takes at
-least (its busiest lanes, its longest path) is worse than that allows: so none is better.
+these, and three in which its order is improved, too (`sequence_search`). Of the most promising,
+plans are compiled and simulated, and the best of those is taken; but a trivial one, if the others
+gain less than what is foretold may err by. A trivial plan is left out of that only if what it takes
+at least (its busiest lanes, its longest path) is worse than that allows: so none is better.
 
 The effort is a number of nodes to look at, not of seconds: the same inputs give the same plan.
 """
@@ -55,7 +55,7 @@ class Effort:
 QUICK = Effort(600_000, 2_500, changes=10_000, bases=2, prices=(30.0,))
 ROUNDS, KEPT = 3, 3  # of the search; one of so many goes on to the next
 WORTH = 0.02  # of the score: what more than a trivial plan has to gain
-MOST_SLOWDOWN = 1.25  # of a device by others, where orders are searched: that knows its mean
+MOST_SLOWDOWN = 1.25  # of a device by others, where orders are searched: known of a stage before
 TRIAL = 20  # one of so many changes shows which orders are worth all of them
 STAGES = 2  # of these, between which it is reckoned anew how much devices slow each other down
 
