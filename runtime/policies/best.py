@@ -55,7 +55,7 @@ class Effort:
 QUICK = Effort(600_000, 2_500, changes=10_000, bases=2, prices=(30.0,))
 ROUNDS, KEPT = 3, 3  # of the search; one of so many goes on to the next
 WORTH = 0.02  # of the score: what more than a trivial plan has to gain
-MOST_SLOWDOWN = 1.25  # of a device by others, where orders are searched: known of a stage before
+MOST_SLOWDOWN = 1.25  # of a device by others: beyond, orders are not searched, which reckon it late
 TRIAL = 20  # one of so many changes shows which orders are worth all of them
 STAGES = 2  # of these, between which it is reckoned anew how much devices slow each other down
 

@@ -8,7 +8,6 @@ than one resource, transfers have lanes of their own, and a value is moved once 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
 
 from aieflow.runtime.policies.booking import Bookings, Decision, move_s, span_s
 from aieflow.runtime.policies.estimate import predecessors
@@ -37,7 +36,6 @@ def priced_heft(
     return bookings.decision()
 
 
-@lru_cache(maxsize=1)  # asked for by each list schedule of a graph in turn
 def upward_ranks(tasks: Tasks) -> tuple[float, ...]:
     """The upward rank of each node, in seconds, with means over devices and pairs of them.
 

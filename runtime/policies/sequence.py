@@ -1,4 +1,4 @@
-"""The machine code of `sequence_search`, its first half: what pieces take in a given order.
+"""The machine code of `sequence_search`, its first part: what pieces take in a given order.
 
 `decode` is a serial schedule generation (Kolisch, EJOR 90, 1996): piece after piece begins as soon
 as its operands have come, and lanes, slots and its turn allow. No piece overtakes an earlier one on

@@ -1,4 +1,4 @@
-"""The machine code of `sequence_search`, its second half: changes of an order and an assignment.
+"""The machine code of `sequence_search`, its second part: changes of an order and an assignment.
 
 A change moves one piece to another place in the order, lets a node be done by another device, or
 swaps two nodes that devices do at about the same time. Pieces of a new device are put between the

@@ -3,11 +3,11 @@
 A list schedule starts whatever is ready, and is chaotic: one node elsewhere changes all that
 follows. Here the order is given, a change of it or of a device alters little else, and a lane may
 wait for a node that is more urgent than what it could do meanwhile. So many more changes can be
-judged, and by less: `sequence` reckons what an order takes, `sequence_moves` changes it. Both are
+judged, and by less: `sequence` reckons what an order takes, `sequence_moves` changes it, both in
 machine code.
 
-How much others slow a piece down is what they did in the stage before, and first of all a mean:
-while a stage lasts, a piece takes as long wherever it is put.
+How much others slow a piece down (`sequence_contention`) is what they did in the stage before, and
+first of all a mean: while a stage lasts, a piece takes as long wherever it is put.
 """
 
 from collections.abc import Iterable, Sequence
@@ -38,7 +38,6 @@ from aieflow.runtime.policies.sequence import (
     SIDE_BITS,
     SLOTS,
     START,
-    TIMES,
     WRITER,
     Counts,
     Run,
@@ -94,13 +93,8 @@ class SequenceSearch:
         """
         flat = self._flat
         steps, began, ended = self._estimator.listed(homes, ranks)
-        by_resource = np.ones(len(flat.width))
         workers = flat.worker[steps.steps[RESOURCE]]
-        for worker in range(len(self._tasks.devices)):
-            own = workers == worker
-            if steps.seconds[own].sum() > 0:
-                lasted_s = (ended - began)[own].sum()
-                by_resource[flat.worker == worker] = lasted_s / steps.seconds[own].sum()
+        by_resource = self._means(workers, ended - began, steps.seconds)[flat.worker]
         saved_s = np.zeros(self._tasks.count)
         is_save = np.isin(steps.steps[RESOURCE], flat.save_resource)
         np.maximum.at(saved_s, steps.steps[NODE][is_save], ended[is_save])
@@ -132,37 +126,47 @@ class SequenceSearch:
         """
         if ordered.seconds == np.inf:
             return ordered
-        flat, order, run = self._flat, ordered.order, self._run(ordered.home)
-        worker, (times, *_), seconds = flat.worker[flat.resource], run, ordered.seconds
-        for turn in range(SETTLING + 1):
-            run[ORDERS][ORDER, : len(order)] = order
-            tables = self._tables(ordered)
-            _, seconds, _, _ = decode(tables, run, ordered.home, len(order), 0, 0, END, np.inf)
-            spans = times[order][:, [BEGAN, ENDED]]
-            undo(run)
-            if turn < SETTLING:
-                factors = contention(spans, worker[order], flat.slowdowns)
-                slowed, lasted_s = np.ones(len(worker)), spans[:, 1] - spans[:, 0]
-                for device in np.unique(worker[order]):
-                    own = worker[order] == device
-                    alone_s = (lasted_s / factors)[own].sum()
-                    slowed[worker == device] = lasted_s[own].sum() / alone_s if alone_s else 1.0
-                slowed[order] = factors
-                ordered = replace(ordered, slowed=slowed)
+        order, run = ordered.order, self._run(ordered.home)
+        worker = self._flat.worker[self._flat.resource]
+        for _ in range(SETTLING):
+            _, spans = self._decoded(ordered, run)
+            factors = contention(spans, worker[order], self._flat.slowdowns)
+            lasted_s = spans[:, 1] - spans[:, 0]
+            slowed = self._means(worker[order], lasted_s, lasted_s / factors)[worker]
+            slowed[order] = factors
+            ordered = replace(ordered, slowed=slowed)
+        seconds, _ = self._decoded(ordered, run)
         return replace(ordered, seconds=seconds)
 
     def times(self, ordered: Ordered) -> Times:
         """When the nodes of the expanded graph begin and end."""
-        written, order = self._run(ordered.home), ordered.order
-        written[ORDERS][ORDER, : len(order)] = order
-        decode(self._tables(ordered), written, ordered.home, len(order), 0, 0, END, np.inf)
-        names = [self._flat.pieces[piece].name for piece in order]
-        spans = written[TIMES][order][:, [BEGAN, ENDED]].tolist()
-        return {name: (begin, end) for name, (begin, end) in zip(names, spans, strict=True) if name}
+        _, spans = self._decoded(ordered, self._run(ordered.home))
+        names = [self._flat.pieces[piece].name for piece in ordered.order]
+        timed = zip(names, spans.tolist(), strict=True)
+        return {name: (begin, end) for name, (begin, end) in timed if name}
 
     def changes(self, most: int) -> int:
         """So many at most, or as many as are worth their time."""
         return min(most, PER_PIECE * self._most, PIECES // max(1, self._most))
+
+    def _decoded(self, ordered: Ordered, run: Run) -> tuple[float, Floats]:
+        """Seconds of an order, and when its pieces begin and end; the run is as before."""
+        order, (times, *_) = ordered.order, run
+        run[ORDERS][ORDER, : len(order)] = order
+        tables = self._tables(ordered)
+        _, seconds, _, _ = decode(tables, run, ordered.home, len(order), 0, 0, END, np.inf)
+        spans = times[order][:, [BEGAN, ENDED]]
+        undo(run)
+        return seconds, spans
+
+    def _means(self, device: Ints, lasted_s: Floats, alone_s: Floats) -> Floats:
+        """How many times longer than alone what each device does takes, in the mean."""
+        found = np.ones(len(self._tasks.devices))
+        for each in range(len(found)):
+            own = device == each
+            if alone_s[own].sum() > 0:
+                found[each] = lasted_s[own].sum() / alone_s[own].sum()
+        return found
 
     def _lists(self, lists: Iterable[Sequence[int]]) -> list[int]:
         """Where each list begins among all items, and where the last ends."""
