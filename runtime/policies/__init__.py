@@ -8,6 +8,6 @@
 - `heft`, `peft`, `dmda` list schedulers
 - `balance` shares of nodes that keep all devices busy, and what it costs to leave them
 - `best` the best of many assignments, for an `objective`, improved by `local_search`
-  (machine code: `climb`), and with their order by `sequence_search` (machine code: `sequence`
+  (`machine_code`: `climb`), and with their order by `sequence_search` (machine code: `sequence`
   reckons what an order takes, `sequence_moves` changes it)
 """

@@ -10,6 +10,7 @@ computer.
 
 import numpy as np
 
+from aieflow.runtime.policies.machine_code import compiled
 from aieflow.runtime.policies.step_layout import (
     ABSENT,
     END,
@@ -19,7 +20,6 @@ from aieflow.runtime.policies.step_layout import (
     Bools,
     Floats,
     Ints,
-    compiled,
     endangered,
     lay,
 )

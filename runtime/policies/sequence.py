@@ -20,7 +20,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from aieflow.runtime.policies.step_layout import END, HOST, Floats, Ints, compiled, compiled_into
+from aieflow.runtime.policies.machine_code import compiled, compiled_into, natural
+from aieflow.runtime.policies.step_layout import END, HOST, Floats, Ints
 
 Counts: TypeAlias = npt.NDArray[np.int32]  # half as long, so more of them are at hand
 
@@ -71,6 +72,12 @@ def _is_there(who: int, marks: Counts, this: int, begin: int) -> bool:
     return who == START or (who >= 0 and (marks[who, STAMP] == this or marks[who, PLACE] < begin))
 
 
+@compiled_into
+def last_piece(own: Counts, home: Ints, node: int) -> int:
+    """The piece of a node that writes its outputs."""
+    return natural(own[node, home[node] + 1, FIRST] - 1)
+
+
 @compiled
 def decode(
     tables: Tables,
@@ -105,7 +112,7 @@ def decode(
     while True:
         is_put_off = turn < waiting
         if is_put_off:
-            piece = orders[PUT_OFF, turn]
+            piece = natural(orders[PUT_OFF, turn])
         elif at < count:
             if at % EVERY == 0 and begin < at <= settles and at >= changed and at > until:
                 is_same, kept_row = waiting == 0, at // EVERY
@@ -116,40 +123,44 @@ def decode(
                 if is_same:
                     status = SETTLED
                     break
-            piece = orders[ORDER, at]
+            piece = natural(orders[ORDER, at])
             at += 1
         else:
             break
-        node, resource = pieces[piece, NODE], pieces[piece, RESOURCE]
-        device = home[node]
-        head, foot = own[node, device, FIRST], own[node, device + 1, FIRST] - 1
-        lane, width = resources[resource, LANE], resources[resource, WIDTH]
+        node, resource = natural(pieces[piece, NODE]), natural(pieces[piece, RESOURCE])
+        device = natural(home[node])
+        head, foot = natural(own[node, device, FIRST]), last_piece(own, home, node)
+        lane, width = natural(resources[resource, LANE]), natural(resources[resource, WIDTH])
         renews = pieces[piece, RENEWS]
+        # Behind the changes nodes are in the same order as before: those it reads of have come.
+        is_sure = waiting == 0 and at > changed
         is_next = True
         if renews != END:
-            is_next = marks[foot, STAMP] == this or marks[foot, PLACE] < begin
+            is_next = is_sure or marks[foot, STAMP] == this or marks[foot, PLACE] < begin
             ready, cause = times[foot, ENDED], foot
         else:
             ready, cause = saved_s[node], END
             for item in range(pieces[piece, AFTER], pieces[piece + 1, AFTER]):
-                other = head + items[item]
-                if marks[other, STAMP] != this and marks[other, PLACE] >= begin:
+                other = natural(head + items[item])
+                has_come = is_sure or marks[other, STAMP] == this or marks[other, PLACE] < begin
+                if not has_come:
                     is_next = False
                     break
                 if times[other, ENDED] > ready:
                     ready, cause = times[other, ENDED], other
             for item in range(nodes[node, FOLLOWS], nodes[node + 1, FOLLOWS]):
-                before = items[item]
-                other = own[before, home[before] + 1, FIRST] - 1
-                if not is_next or (marks[other, STAMP] != this and marks[other, PLACE] >= begin):
+                other = last_piece(own, home, items[item])
+                has_come = is_sure or marks[other, STAMP] == this or marks[other, PLACE] < begin
+                if not is_next or not has_come:
                     is_next = False
                     break
                 if times[other, ENDED] > ready:
                     ready, cause = times[other, ENDED], other
-            for item in range(pieces[piece, READS], pieces[piece + 1, READS]):
+            reads_end = pieces[piece, READS] if is_sure else pieces[piece + 1, READS]
+            for item in range(pieces[piece, READS], reads_end):
                 before = values[items[item] >> SIDE_BITS, WRITER]
                 if before >= 0 and is_next:
-                    other = own[before, home[before] + 1, FIRST] - 1
+                    other = last_piece(own, home, before)
                     is_next = marks[other, STAMP] == this or marks[other, PLACE] < begin
             if pieces[piece, HOLDS]:
                 is_next = is_next and now_s[lane + now[slots + resource] % width] >= 0
@@ -187,7 +198,7 @@ def decode(
         # What an earlier decoding let it bring it may bring no more, or by another way.
         is_idle = renews != END and reads[renews] == 0  # nobody reads the form
         for item in range(pieces[piece, READS], pieces[piece + 1, READS]):
-            read = items[item]
+            read = natural(items[item])
             was = read if is_idle else read & ~SIDE_MASK  # on its way, on the host's side
             if brought[was] == piece and (is_idle or was != read):
                 old_values[moves, 0], old_values[moves, 1] = was, piece
@@ -201,7 +212,7 @@ def decode(
             continue
         # Operands: by transfers, where they are not.
         for item in range(pieces[piece, READS], pieces[piece + 1, READS]):
-            read = items[item]
+            read = natural(items[item])
             if not _is_there(int(brought[read]), marks, this, begin):
                 value, side = read >> SIDE_BITS, read & SIDE_MASK
                 at_host, origin, when, by = value << SIDE_BITS, HOST, 0.0, END
@@ -229,8 +240,7 @@ def decode(
                         until = FAR
                 if when != arrived[read]:
                     for reader in range(values[value, READERS], values[value + 1, READERS]):
-                        other = items[reader]
-                        place = marks[own[other, home[other] + 1, FIRST] - 1, PLACE]
+                        place = marks[last_piece(own, home, items[reader]), PLACE]
                         if until < place < FAR:  # what is far is among the changed
                             until = place
                 old_values[moves, 0], old_values[moves, 1] = read, brought[read]
@@ -302,16 +312,14 @@ def decode(
                 arrived[written], brought[written], caused[written] = end, piece, piece
                 if is_new:
                     for reader in range(values[value, READERS], values[value + 1, READERS]):
-                        other = items[reader]
-                        place = marks[own[other, home[other] + 1, FIRST] - 1, PLACE]
+                        place = marks[last_piece(own, home, items[reader]), PLACE]
                         if until < place < FAR:
                             until = place
                     if values[value, IS_END]:
                         until = FAR
             if is_new:
                 for item in range(nodes[node, FOLLOWERS], nodes[node + 1, FOLLOWERS]):
-                    other = items[item]
-                    place = marks[own[other, home[other] + 1, FIRST] - 1, PLACE]
+                    place = marks[last_piece(own, home, items[item]), PLACE]
                     if until < place < FAR:
                         until = place
         elif is_new and until < marks[foot, PLACE] < FAR:
@@ -399,8 +407,8 @@ def find_tails(
     if last != END:
         times[last, THEN] = seconds - times[last, ENDED]
     for place in range(count - 1, -1, -1):
-        piece = order[place]
-        node = pieces[piece, NODE]
+        piece = natural(order[place])
+        node = natural(pieces[piece, NODE])
         tail = times[piece, THEN] + times[piece, ENDED] - times[piece, BEGAN]
         times[piece, TAIL] = tail
         other = marks[piece, CAUSE]
@@ -415,19 +423,18 @@ def find_tails(
             times[other, THEN] = max(times[other, THEN], tail)
         head = own[node, home[node], FIRST]
         for item in range(pieces[piece, AFTER], pieces[piece + 1, AFTER]):
-            other = head + items[item]
+            other = natural(head + items[item])
             times[other, THEN] = max(times[other, THEN], tail)
         if pieces[piece, RENEWS] != END:
             continue
         for item in range(nodes[node, FOLLOWS], nodes[node + 1, FOLLOWS]):
-            before = items[item]
-            other = own[before, home[before] + 1, FIRST] - 1
+            other = last_piece(own, home, items[item])
             times[other, THEN] = max(times[other, THEN], tail)
         for item in range(pieces[piece, READS], pieces[piece + 1, READS]):
             value, side = items[item] >> SIDE_BITS, items[item] & SIDE_MASK
             before = values[value, WRITER]
             if before >= 0:
-                other = own[before, home[before] + 1, FIRST] - 1
+                other = last_piece(own, home, before)
                 row, origin, reached = values[value, HOPS], side_of[home[before]], tail
                 for hop in range(2):
                     if hops[row, origin, side, hop] >= 0:

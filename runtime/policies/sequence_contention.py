@@ -6,7 +6,8 @@ known once it is seen which of them are busy when, so it is reckoned between sta
 
 import numpy as np
 
-from aieflow.runtime.policies.step_layout import Floats, Ints, compiled
+from aieflow.runtime.policies.machine_code import compiled
+from aieflow.runtime.policies.step_layout import Floats, Ints
 
 
 @compiled

@@ -11,6 +11,7 @@ is kept by chance, less so from change to change, as in `climb`.
 import numpy as np
 
 from aieflow.runtime.policies.climb import next_chance
+from aieflow.runtime.policies.machine_code import compiled
 from aieflow.runtime.policies.sequence import (
     AFTER,
     ARRIVED,
@@ -55,9 +56,10 @@ from aieflow.runtime.policies.sequence import (
     accept,
     decode,
     find_tails,
+    last_piece,
     undo,
 )
-from aieflow.runtime.policies.step_layout import END, HOST, Bools, Ints, compiled
+from aieflow.runtime.policies.step_layout import END, HOST, Bools, Ints
 
 HEAT = 2e-4  # of the length: so much more a change may make it in the beginning
 SHIFTS, SWAPS = 10, 50  # of a hundred changes those of an order; of the others, swaps
@@ -77,7 +79,7 @@ def _ready(tables: Tables, run: Run, home: Ints, node: int, partner: int) -> tup
         for item in range(pieces[piece, READS], pieces[piece + 1, READS]):
             before = values[items[item] >> SIDE_BITS, WRITER]
             if before >= 0 and before != partner:
-                last = own[before, home[before] + 1, FIRST] - 1
+                last = last_piece(own, home, before)
                 if times[last, ENDED] > ready:
                     ready, at = times[last, ENDED], marks[last, PLACE]
     return ready, at
@@ -273,18 +275,28 @@ def _hot(run: Run, order: Ints, count: int, seconds: float, path: Ints) -> tuple
 
 
 @compiled
-def _rehome(tables: Tables, run: Run, home: Ints, node: int, device: int) -> bool:
-    """Let a node be done by another device; whether a run begins with states in other places."""
-    pieces, _, nodes, own, _, values, _, items, _, _, side_of, _ = tables
-    reads, arrived, brought, caused = run[FORM_READS], run[ARRIVED], run[BROUGHT], run[CAUSED]
-    old_values, old_arrived, noted = run[OLD_VALUES], run[OLD_ARRIVED], run[NOTED]
-    was = home[node]
-    for gone, by in ((was, -1), (device, 1)):
+def _rehome(tables: Tables, run: Run, home: Ints, node: int, device: int) -> None:
+    """Let a node be done by another device."""
+    pieces, _, _, own, _, values, _, items = tables[:8]
+    reads = run[FORM_READS]
+    for gone, by in ((home[node], -1), (device, 1)):
         for piece in range(own[node, gone, FIRST], own[node, gone + 1, FIRST]):
             for item in range(pieces[piece, READS], pieces[piece + 1, READS]):
                 form = values[items[item] >> SIDE_BITS, FORM]
                 if form >= 0:
                     reads[form] += by
+    home[node] = device
+
+
+@compiled
+def _restate(tables: Tables, run: Run, node: int, was: int, device: int) -> bool:
+    """Let states that a node updates begin where another device does it; whether that changes any.
+
+    What is noted for it the next decoding's end undoes or keeps.
+    """
+    nodes, items, side_of = tables[2], tables[7], tables[10]
+    arrived, brought, caused = run[ARRIVED], run[BROUGHT], run[CAUSED]
+    old_values, old_arrived, noted = run[OLD_VALUES], run[OLD_ARRIVED], run[NOTED]
     has_states = False
     for item in range(nodes[node, UPDATES], nodes[node + 1, UPDATES]):
         for which, who in ((was, NEVER), (device, START)):
@@ -296,7 +308,6 @@ def _rehome(tables: Tables, run: Run, home: Ints, node: int, device: int) -> boo
                 arrived[place], brought[place], caused[place] = 0.0, who, END
                 noted[VALUES_NOTED] = note + 1
                 has_states = True
-    home[node] = device
     return has_states
 
 
@@ -328,7 +339,7 @@ def improve(
     for place in range(count):
         orders[ORDER, place] = given[place]
     none = 0 * changes  # no constant, for which all would be compiled once more
-    ended, held, done, last = decode(tables, run, home, count, none, none, none, np.inf)
+    ended, held, done, last = decode(tables, run, home, count, none, count, none, np.inf)
     if ended != DECODED:
         return np.inf, home, given
     accept(run, order, none, count)
@@ -340,6 +351,7 @@ def improve(
     for change in range(changes):
         limit = held + heat * (1.0 - change / changes) * next_chance(chance, 1000) / 1000
         is_hot, node, other, device, into = next_chance(chance, 100) < HOT, END, END, 0, 0
+        has_states = False
         if next_chance(chance, 100) < SHIFTS:
             piece = path[next_chance(chance, hot)] if is_hot else order[next_chance(chance, count)]
             before, at = marks[piece, LANE_AFTER], marks[piece, PLACE]
@@ -378,14 +390,24 @@ def improve(
                 continue
             after, begin, changed = _relocated(tables, run, order, count, node, other, put, many)
             settled = settles if after == count else END
-            has_states = _rehome(tables, run, home, node, into)
+            _rehome(tables, run, home, node, into)
+            has_states = _restate(tables, run, node, device, into)
             if other != END:
-                has_states = _rehome(tables, run, home, other, device) or has_states
-            if has_states:
-                for place in range(begin):
-                    orders[ORDER, place] = order[place]
-                begin, settled = 0, END
+                _rehome(tables, run, home, other, device)
+                has_states = _restate(tables, run, other, into, device) or has_states
         ended, seconds, done, end = decode(tables, run, home, after, begin, changed, settled, limit)
+        if has_states and (ended == SETTLED or (ended == DECODED and seconds <= limit)):
+            # So far what reads the states earlier was left as it is; four of five fail without.
+            undo(run)
+            _restate(tables, run, node, device, into)
+            if other != END:
+                _restate(tables, run, other, into, device)
+            for place in range(begin):
+                orders[ORDER, place] = order[place]
+            begin = none
+            ended, seconds, done, end = decode(
+                tables, run, home, after, begin, changed, none, limit
+            )
         if ended == SETTLED or (ended == DECODED and seconds <= limit):
             count = after
             if node != END:

@@ -154,7 +154,8 @@ class SequenceSearch:
         order, (times, *_) = ordered.order, run
         run[ORDERS][ORDER, : len(order)] = order
         tables = self._tables(ordered)
-        _, seconds, _, _ = decode(tables, run, ordered.home, len(order), 0, 0, END, np.inf)
+        count = len(order)
+        _, seconds, _, _ = decode(tables, run, ordered.home, count, 0, count, END, np.inf)
         spans = times[order][:, [BEGAN, ENDED]]
         undo(run)
         return seconds, spans

@@ -1,19 +1,14 @@
 """The machine code of `estimate`, its first half: `lay` writes the steps of an assignment.
 
 Node after node: copies of states, transfers, pieces, forms that are renewed. This and `virtual_run`
-are loops over the arrays of `flat`, compiled once (numba, kept on disk), since planning spends its
-time here. No operation is reordered, so every computer reckons the same. What is compiled cannot
-be annotated with more than arrays and tuples of them.
+are loops over the arrays of `flat`, in machine code, since planning spends its time here.
 """
 
-from collections.abc import Callable
-from typing import TypeVar, cast
-
-import numba
 import numpy as np
 import numpy.typing as npt
 
-F = TypeVar("F", bound=Callable[..., object])
+from aieflow.runtime.policies.machine_code import compiled
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -21,19 +16,6 @@ ABSENT, AT_START = -2, -1  # of a value on a side: not there; there when a run b
 END = -1  # of a list
 HOST = 0
 RESOURCE, PARTS, NODE, PIECE, MISSING = range(5)  # rows of the steps
-
-
-def compiled(function: F) -> F:
-    """A function as machine code that keeps every operation as written."""
-    try:
-        return cast(F, numba.njit(cache=True, nogil=True)(function))
-    except RuntimeError:  # neither this folder nor the user's can be written: compile each time
-        return cast(F, numba.njit(nogil=True)(function))
-
-
-def compiled_into(function: F) -> F:
-    """A function that becomes part of those that call it."""
-    return cast(F, numba.njit(inline="always")(function))
 
 
 @compiled

@@ -5,6 +5,7 @@ The ready step of highest rank starts whenever a lane is free.
 
 import numpy as np
 
+from aieflow.runtime.policies.machine_code import compiled
 from aieflow.runtime.policies.step_layout import (
     END,
     MISSING,
@@ -15,7 +16,6 @@ from aieflow.runtime.policies.step_layout import (
     Bools,
     Floats,
     Ints,
-    compiled,
 )
 
 
