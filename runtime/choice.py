@@ -23,10 +23,11 @@ from aieflow.profiles.cost import CostModel
 from aieflow.runtime.device_memory import require_memory
 from aieflow.runtime.layout import compiled, laid_out
 from aieflow.runtime.policies.best import Effort, Found, Judged, Option, Tried, best, listed
-from aieflow.runtime.policies.division import WHOLE, Division, divisions
+from aieflow.runtime.policies.division import WHOLE, Division, divisions, lean
 from aieflow.runtime.policies.estimate import Estimator
 from aieflow.runtime.policies.objective import Objective
 from aieflow.runtime.policies.tasks import Tasks, tasks_of
+from aieflow.runtime.policies.ways import with_ways
 from aieflow.runtime.schedule import Times
 from aieflow.runtime.simulate import joules, simulate
 from aieflow.runtime.step_cost import MachineStepCost
@@ -102,7 +103,8 @@ def choose(
         for division in tried:
             tasks = tasks_on(graph, devices, cost.machine, slots, division)
             tasks = _placed(tasks, graph, places)
-            options.append(Option(shards, graph, tasks, Estimator(tasks), division))
+            option = Option(shards, graph, tasks, Estimator(tasks), division)
+            options.append(_with_more(option, devices, cost.machine, slots))
     effort = effort or Effort()
     key = _key(options, devices, policy, slots, cost, objective, effort)
     held = choices.get(key)
@@ -144,6 +146,19 @@ def tasks_on(
         lambda homes: laid_out(graph, homes, devices, "costs", division),
         slots,
     )
+
+
+def _with_more(
+    option: Option, devices: Mapping[str, Device], cost: CostModel, slots: int
+) -> Option:
+    """An option that knows of more ways to do nodes, where its division has lanes to spare."""
+    division, (host, *_) = lean(option.division, option.graph), devices
+    if division == option.division:
+        return option
+    fewer = tasks_on(option.graph, {host: devices[host]}, cost, slots, division)
+    tasks = with_ways(option.tasks, fewer)
+    more = replace(option, tasks=tasks, estimator=Estimator(tasks), division=division)
+    return replace(option, more=more)
 
 
 def _kernels_and_lanes(
@@ -190,6 +205,8 @@ def _key(
     spent = replace(effort, threads=0)
     parts: list[object] = [FORMAT, policy, slots, cost.overheads, objective, spent, memory]
     parts += [(each.shards, each.division, each.tasks.fingerprint()) for each in options]
+    more = [each.more for each in options if each.more is not None]
+    parts += [(each.division, [row[-1] for row in each.tasks.pieces]) for each in more]
     return sha256(repr(parts).encode()).hexdigest()
 
 

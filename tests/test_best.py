@@ -22,9 +22,10 @@ from aieflow.ops.spec import Spec
 from aieflow.runtime.choice import Choices, choose
 from aieflow.runtime.layout import compiled
 from aieflow.runtime.placement import Placement, place_on
-from aieflow.runtime.policies.best import ROUNDS, TRIAL, Effort, Found
+from aieflow.runtime.policies.best import ROUNDS, Effort, Found
 from aieflow.runtime.policies.fixed import COSTED
 from aieflow.runtime.policies.objective import KINDS, Kind, Objective, kind_of
+from aieflow.runtime.policies.sequence_search import TRIAL
 from aieflow.runtime.simulate import joules, simulate
 
 LITTLE = Effort(estimated_nodes=2_000, simulated_nodes=400)

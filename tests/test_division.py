@@ -20,7 +20,7 @@ from aieflow.runtime.choice import Choices, tasks_on
 from aieflow.runtime.layout import compiled
 from aieflow.runtime.placement import Placement, chosen, place_on
 from aieflow.runtime.policies.best import QUICK
-from aieflow.runtime.policies.division import WHOLE, Division, divisions
+from aieflow.runtime.policies.division import WHOLE, Division, divisions, lean
 from aieflow.runtime.policies.estimate import Estimator
 from aieflow.runtime.simulate import simulate
 from aieflow.runtime.step_cost import MachineStepCost
@@ -42,10 +42,21 @@ def tried(graph: Graph, core_bytes_per_s: float | None = None) -> tuple[Division
 
 
 def test_the_most_lanes_of_a_node() -> None:
-    assert WHOLE.most("gelu", 8) == 8
-    division = Division(4, {"pack": 2, "unpack": 6})
-    assert [division.most(op, 8) for op in ("gelu", "pack", "unpack")] == [4, 2, 6]
-    assert [division.most(op, 1) for op in ("gelu", "pack", "unpack")] == [1, 1, 1]
+    nodes = {node.name: node for node in GRAPH.nodes}
+    some = [nodes[name] for name in ("h.0.gelu", "h.0.fc", "h.0.mlp")]
+    assert [node.op.name for node in some] == ["gelu", "matmul", "matmul"]
+    division = Division(4, {"gelu": 6}, {"h.0.mlp": 2})
+    assert [WHOLE.most(node, 8) for node in some] == [8, 8, 8]
+    assert [division.most(node, 8) for node in some] == [6, 4, 2]
+    assert [division.most(node, 1) for node in some] == [1, 1, 1]
+
+
+def test_products_for_gradients_of_weights_may_have_fewer_lanes() -> None:
+    found = lean(Division(4, {"npu_pack": 2}), GRAPH)
+    assert (found.lanes, found.by_op, set(found.by_node.values())) == (4, {"npu_pack": 2}, {2})
+    products = {node.name for node in GRAPH.nodes if node.op.name == "matmul"}
+    assert set(found.by_node) == {name for name in products if ".weight" in name}
+    assert lean(WHOLE, GRAPH) == WHOLE
 
 
 def test_half_of_the_lanes_is_tried_and_packs_have_as_many_as_memory_serves() -> None:

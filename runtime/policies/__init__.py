@@ -1,13 +1,13 @@
 """Functions that decide who runs what.
 
 - `fixed` the device of each node, by a rule; `cpu` the lanes of each node on its device;
-  `division` how many they may be
+  `division` how many they may be; `ways` those of some nodes, chosen one by one
 - `tasks` what each node takes on each device, as flat tables; `booking` time on resources, promised
   node by node; `estimate` what an assignment takes, in virtual time: machine code (`step_layout`,
   `virtual_run`) on arrays (`flat`)
 - `heft`, `peft`, `dmda` list schedulers
 - `balance` shares of nodes that keep all devices busy, and what it costs to leave them
 - `best` the best of many assignments, for an `objective`, improved by `local_search`
-  (`machine_code`: `climb`), and with their order by `sequence_search` (machine code: `sequence`
+  (`machine_code`: `climb`), and with their order by `sequence_search` (`sequence`
   reckons what an order takes, `sequence_moves` changes it)
 """

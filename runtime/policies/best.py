@@ -7,7 +7,8 @@ local search from the best of each way tells which way is worth the effort: it h
 more prices. The best of all are improved by longer searches, in rounds: a third, two at least, goes
 on to the next, which has as many estimates (successive halving: Jamieson and Talwalkar, AISTATS
 2016); the last round has as many for each. What is to be quick on several devices has one round of
-these, and three in which its order is improved, too (`sequence_search`). Of the most promising,
+these, and several in which its order is improved, too, and each node may be done in more ways
+(`sequence_search`, `ways`). Of the most promising,
 plans are compiled and simulated, and the best of those is taken; but a trivial one, if the others
 gain less than what is foretold may err by. A trivial plan is left out of that only if what it takes
 at least (its busiest lanes, its longest path) is worse than that allows: so none is better.
@@ -16,9 +17,7 @@ The effort is a number of nodes to look at, not of seconds: the same inputs give
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 
 from aieflow.ops.errors import PlanError
 from aieflow.ops.graph import Graph
@@ -32,8 +31,9 @@ from aieflow.runtime.policies.heft import heft, least_ranks, priced_heft, upward
 from aieflow.runtime.policies.local_search import LocalSearch
 from aieflow.runtime.policies.objective import Objective
 from aieflow.runtime.policies.peft import peft
-from aieflow.runtime.policies.sequence_search import MOST_DEVICES, Ordered, SequenceSearch
+from aieflow.runtime.policies.sequence_search import MOST_DEVICES, SequenceSearch
 from aieflow.runtime.policies.tasks import HOST, Tasks
+from aieflow.runtime.policies.ways import division_with
 from aieflow.runtime.schedule import Times
 
 LISTS: Mapping[str, Callable[[Tasks], Decision]] = {"heft": heft, "peft": peft, "dmda": dmda}
@@ -56,19 +56,22 @@ QUICK = Effort(600_000, 2_500, changes=10_000, bases=2, prices=(30.0,))
 ROUNDS, KEPT = 3, 3  # of the search; one of so many goes on to the next
 WORTH = 0.02  # of the score: what more than a trivial plan has to gain
 MOST_SLOWDOWN = 1.25  # of a device by others: beyond, orders are not searched, which reckon it late
-TRIAL = 20  # one of so many changes shows which orders are worth all of them
-STAGES = 2  # of these, between which it is reckoned anew how much devices slow each other down
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Option:
-    """One way to lower the computation, and to divide its nodes."""
+    """One way to lower the computation, and to divide its nodes.
+
+    `more` is the same with more ways to do each node, and a division that has lanes for these: what
+    is searched together with an order.
+    """
 
     shards: int
     graph: Graph
     tasks: Tasks
     estimator: Estimator
     division: Division = WHOLE
+    more: "Option | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,33 +291,29 @@ class _Search:
 
     def _sequenced(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
         """The best of candidates of one option, on several devices each, with another order."""
-        tasks, estimator = candidates[0].option.tasks, candidates[0].option.estimator
+        devices = len(candidates[0].option.tasks.devices)
+        option = candidates[0].option.more or candidates[0].option
         candidates = [each for each in candidates if len(set(each.homes)) > 1]
         if not candidates:
             return []
-        search = SequenceSearch(tasks, estimator)
-        changes = search.changes(self._effort.changes)
+        search = SequenceSearch(option.tasks, option.estimator)
         listed = [search.listed(each.homes, each.ranks) for each in candidates]
-        found = list(zip(map(search.contended, listed), candidates, strict=True))
-        with ThreadPoolExecutor(self._effort.threads) as pool:
-            for each in (changes // TRIAL, *[changes // STAGES] * STAGES):
-                self._estimates += each * len(found)
-                stage = partial(_after_a_stage, search, each)
-                better = pool.map(stage, [ordered for ordered, _ in found])
-                found = [(o, candidate) for o, (_, candidate) in zip(better, found, strict=True)]
-                found = sorted(found, key=lambda each: each[0].seconds)[:2]
+        found = search.best_of(listed, self._effort.changes, self._effort.threads)
+        self._estimates += found.changes
+        ordered, candidate = found.ordered, candidates[found.number]
+        if ordered.seconds >= candidate.estimate.seconds:
+            return []
+        held = option.estimator.estimate(ordered.home, candidate.ranks)
+        division = division_with(option.division, option.graph, ordered.home, devices)
         return [
             replace(
                 candidate,
                 policy=f"{candidate.policy} with its order",
+                option=replace(option, division=division),
                 homes=tuple(ordered.home.tolist()),
-                estimate=replace(
-                    estimator.estimate(ordered.home, candidate.ranks), seconds=ordered.seconds
-                ),
+                estimate=replace(held, seconds=ordered.seconds),
                 times=search.times(ordered),
             )
-            for ordered, candidate in found
-            if ordered.seconds < candidate.estimate.seconds
         ]
 
     def _searched(
@@ -410,10 +409,6 @@ class _Search:
 
     def _score(self, held: Estimate) -> tuple[int, float]:
         return self._objective.score(held.seconds, held.joules)
-
-
-def _after_a_stage(search: SequenceSearch, changes: int, ordered: Ordered) -> Ordered:
-    return search.contended(search.improved(ordered, changes, seed=1))
 
 
 def trivial(tasks: Tasks) -> tuple[tuple[str, tuple[int, ...]], ...]:

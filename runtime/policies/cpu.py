@@ -61,7 +61,7 @@ def schedule_lanes(
                 placements.append((around.copy_lanes[int(is_unpack)],))
                 continue
             on_device.update(node.outputs)
-        most = division.most(node.op.name, len(lanes[home]))
+        most = division.most(node, len(lanes[home]))
         end_s = times[node.name][1] if times and node.name in times else None
         placements.append(_divide(node, kernel, lanes[home], most, load, cost, end_s))
     copy_lanes = [lane for name in lanes for lane in reach.get(name, Reach()).copy_lanes or ()]

@@ -2,7 +2,8 @@
 
 One node on all lanes ends soonest. But where several devices work, and nodes of several shards are
 ready, a device that does two nodes side by side, each on half of its lanes, pays half as many
-launches, and nobody waits behind a long node. Packs and unpacks are bound by memory, and a few
+launches, and nobody waits behind a long node. Products for gradients of weights have time until
+parameters are updated, and may have half of that. Packs and unpacks are bound by memory, and a few
 cores have all of its bandwidth: more lanes make them no shorter, and are missed elsewhere.
 """
 
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from aieflow.ops.graph import Graph, Node
 from aieflow.ops.kernel import Kernels
+from aieflow.ops.matmul import MATMUL
 from aieflow.runtime.expansion import expand
 from aieflow.runtime.needs import NodeSeconds
 
@@ -20,14 +22,16 @@ SLACK = 1.1  # times what a conversion takes at least: fewer lanes may take so l
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """The most lanes of a node: `lanes`, or what its op has; None: all that its device has."""
+    """The most lanes of a node: `lanes`, or what its op or the node has; None: all there are."""
 
     lanes: int | None = None
     by_op: Mapping[str, int] = field(default_factory=dict)
+    by_node: Mapping[str, int] = field(default_factory=dict)
 
-    def most(self, op: str, lanes: int) -> int:
-        """Of a node of an op, on a device with so many."""
-        return min(lanes, self.by_op.get(op, self.lanes or lanes))
+    def most(self, node: Node, lanes: int) -> int:
+        """Of a node, on a device with so many."""
+        of_op = self.by_op.get(node.op.name, self.lanes or lanes)
+        return min(lanes, self.by_node.get(node.name, of_op))
 
 
 WHOLE = Division()
@@ -40,6 +44,15 @@ def halved(lanes: int) -> Division:
     (6, None)
     """
     return Division(lanes // 2) if lanes >= LEAST_HALVED else WHOLE
+
+
+def lean(division: Division, graph: Graph) -> Division:
+    """The same with half as many lanes for each product that gives a gradient of weights."""
+    if division.lanes is None:
+        return division
+    products = [node for node in graph.nodes if node.op.name == MATMUL.name]
+    late = [node.name for node in products if node.outputs[0].role == "gradient"]
+    return replace(division, by_node=dict.fromkeys(late, max(1, division.lanes // 2)))
 
 
 def divisions(

@@ -11,7 +11,9 @@ first of all a mean: while a stage lasts, a piece takes as long wherever it is p
 """
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -51,9 +53,12 @@ from aieflow.runtime.policies.step_layout import END, HOST, NODE, PIECE, RESOURC
 from aieflow.runtime.policies.tasks import Tasks
 from aieflow.runtime.schedule import Times
 
-PIECES = 700_000_000  # changes times pieces, at most: some seconds
+PIECES = 750_000_000  # changes times pieces, at most: some seconds
+TRIAL = 20  # one of so many changes shows which orders are worth all of them
+STAGES = 4  # of all changes, between which it is reckoned anew what slows pieces down
+APART = 2  # of them that two orders go on by themselves; then both from the better one
 SETTLING = 2  # times what slows pieces down is reckoned anew after a stage
-PER_PIECE = 60  # changes, at most
+PER_PIECE = 100  # changes, at most
 MOST_DEVICES = (1 << SIDE_BITS) - 1
 
 
@@ -67,6 +72,15 @@ class Ordered:
     slowed: Floats  # by piece: how many times longer it takes beside others
     hops_slowed: Floats  # by resource, the same of transfers: a mean
     saved_s: Floats  # by node: when its states are saved
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FoundOrder:
+    """The best that came of several, the number of that, and how many changes were tried in all."""
+
+    ordered: Ordered
+    number: int
+    changes: int
 
 
 class SequenceSearch:
@@ -104,6 +118,27 @@ class SequenceSearch:
         order = np.concatenate([order, np.setdiff1d(flat.renewal_piece, order)])
         slowed, home = by_resource[flat.resource], np.array(homes, np.int64)
         return self.improved(Ordered(np.inf, home, order, slowed, by_resource, saved_s), 0, 1)
+
+    def best_of(self, listed: Sequence[Ordered], changes: int, threads: int) -> FoundOrder:
+        """The best of these after so many changes at most, or as many as are worth their time.
+
+        A few changes each show which two are worth the rest. These go on apart for some stages, and
+        then both from the better one, by other chances. Threads change nothing in what is found.
+        """
+        found = [(self.contended(ordered), number) for number, ordered in enumerate(listed)]
+        pieces = max(len(ordered.order) for ordered in listed)
+        changes, tried = min(changes, PER_PIECE * pieces, PIECES // max(1, pieces)), 0
+        with ThreadPoolExecutor(threads) as pool:
+            for stage in range(STAGES + 1):
+                each = changes // STAGES if stage else changes // TRIAL
+                seeds = [1 + 1000 * stage + 100 * place for place in range(len(found))]
+                better = pool.map(partial(self._after, each), found, seeds)
+                found = sorted(better, key=lambda pair: pair[0].seconds)[:2]  # stable
+                tried += each * len(seeds)
+                if stage >= APART:
+                    found = [found[0]] * 2
+        ordered, number = found[0]
+        return FoundOrder(ordered, number, tried)
 
     def improved(self, ordered: Ordered, changes: int, seed: int) -> Ordered:
         """The best of one stage of so many changes; `seed` begins the chances, from 1 on."""
@@ -145,9 +180,10 @@ class SequenceSearch:
         timed = zip(names, spans.tolist(), strict=True)
         return {name: (begin, end) for name, (begin, end) in timed if name}
 
-    def changes(self, most: int) -> int:
-        """So many at most, or as many as are worth their time."""
-        return min(most, PER_PIECE * self._most, PIECES // max(1, self._most))
+    def _after(self, changes: int, pair: tuple[Ordered, int], seed: int) -> tuple[Ordered, int]:
+        """One of several orders after a stage, and its number."""
+        ordered, number = pair
+        return self.contended(self.improved(ordered, changes, seed)), number
 
     def _decoded(self, ordered: Ordered, run: Run) -> tuple[float, Floats]:
         """Seconds of an order, and when its pieces begin and end; the run is as before."""
