@@ -133,10 +133,12 @@ def _published(instance: Mapping[str, Any]) -> Tasks:
             }
         )
     names = tuple(f"p{device + 1}" for device in devices)
-    return _tasks("random", names, seconds, inputs, outputs, hops, [each + 1 for each in devices])
+    return plain_tasks(
+        "random", names, seconds, inputs, outputs, hops, [each + 1 for each in devices]
+    )
 
 
-def _tasks(
+def plain_tasks(
     name: str,
     devices: tuple[str, ...],
     seconds: Sequence[Sequence[float | None]],
@@ -250,21 +252,42 @@ def _alone(graph: Graph, machine: str) -> Tasks:
         {way: tuple((net, seconds) for _, seconds in steps) for way, steps in each.items()}
         for each in found.hops
     ]
-    plain = _tasks(found.name, found.devices, spans, found.inputs, found.outputs, hops, found.sides)
+    plain = plain_tasks(
+        found.name, found.devices, spans, found.inputs, found.outputs, hops, found.sides
+    )
     return replace(plain, follows=found.follows, updated=found.updated, labels=found.labels)
 
 
 def _best(tasks: Tasks, graph: Graph) -> Found:
-    """What `best` makes of tasks if the estimate is the truth."""
-    estimator = Estimator(tasks)
+    """What `best` makes of tasks if its plans are followed in the shared model."""
     number = {name: place for place, name in enumerate(tasks.devices)}
 
     def judge(option: Option, homes: Sequence[str], times: Times | None) -> Judged:
-        ranks = [-float(n) if times is None else -times[f"{n}"][0] for n in range(tasks.count)]
-        held = estimator.estimate([number[home] for home in homes], ranks)
-        return Judged(held.seconds, held.joules)
+        nodes = range(tasks.count)
+        order = sorted(nodes, key=lambda node: (0.0, node) if times is None else times[f"{node}"])
+        return Judged(followed_s(tasks, [number[home] for home in homes], order), 0.0)
 
-    return best([Option(1, graph, tasks, estimator)], judge)
+    return best([Option(1, graph, tasks, Estimator(tasks))], judge)
+
+
+def followed_s(tasks: Tasks, homes: Sequence[int], order: Sequence[int]) -> float:
+    """Seconds of nodes in an order, each after all earlier ones of its device.
+
+    A device may stand idle for a node that is next there and has to wait, as it may for CP-SAT.
+    """
+    writer = {value: node for node, values in enumerate(tasks.outputs) for value in values}
+    before = predecessors(tasks)
+    ends, free = [0.0] * tasks.count, [0.0] * len(tasks.devices)
+    for node in order:
+        home = homes[node]
+        begin = max([free[home], *(ends[other] for other in before[node])])
+        for value in tasks.inputs[node]:
+            if value in writer:
+                way = tasks.sides[homes[writer[value]]], tasks.sides[home]
+                moved_s = sum(seconds for _, seconds in tasks.hops[value].get(way, ()))
+                begin = max(begin, ends[writer[value]] + moved_s)
+        ends[node] = free[home] = begin + span_s(tasks.pieces[node][home])
+    return max(ends, default=0.0)
 
 
 def _problem(tasks: Tasks, hint: Sequence[int]) -> dict[str, object]:
