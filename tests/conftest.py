@@ -29,8 +29,10 @@ from aieflow.tools.oracle import Oracle, read_oracle
 
 # PoCL 3.0's kernels that it kept on disk for an AMD EPYC (LLVM 14 takes it for a znver3) had lost
 # their names in the next process, or it aborted: INVALID_KERNEL_NAME, "still have references to
-# IRs". So tests compile theirs; what a user sets goes before.
-os.environ.setdefault("POCL_KERNEL_CACHE", "0")
+# IRs". So tests compile theirs there, which takes longer; what a user sets goes before.
+CPUINFO = Path("/proc/cpuinfo")
+if CPUINFO.exists() and "AuthenticAMD" in CPUINFO.read_text(encoding="utf-8"):
+    os.environ.setdefault("POCL_KERNEL_CACHE", "0")
 
 
 def pytest_collection_finish() -> None:
