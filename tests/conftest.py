@@ -13,7 +13,6 @@ is made up.
 """
 
 import gc
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -26,13 +25,6 @@ from aieflow.devices.cpu import CpuDevice
 from aieflow.tools import summary
 from aieflow.tools.cli import main
 from aieflow.tools.oracle import Oracle, read_oracle
-
-# PoCL 3.0's kernels that it kept on disk for an AMD EPYC (LLVM 14 takes it for a znver3) had lost
-# their names in the next process, or it aborted: INVALID_KERNEL_NAME, "still have references to
-# IRs". So tests compile theirs there, which takes longer; what a user sets goes before.
-CPUINFO = Path("/proc/cpuinfo")
-if CPUINFO.exists() and "AuthenticAMD" in CPUINFO.read_text(encoding="utf-8"):
-    os.environ.setdefault("POCL_KERNEL_CACHE", "0")
 
 
 def pytest_collection_finish() -> None:

@@ -134,7 +134,7 @@ __kernel __attribute__((reqd_work_group_size(BLOCK, 1, 1))) void attention(
             exponentials += sum_of(weights[g]);
 #if DROPOUT
             ulong8 index = ((ulong)get_group_id(1) * n + row) * n + first + 8 * g
-                + convert_ulong8(STEPS);
+                + EIGHT_STEPS;
             weights[g] *= keep(key[0] + stream, index, threshold, keep_scale);
 #endif
         }
@@ -191,7 +191,7 @@ __kernel __attribute__((reqd_work_group_size(BLOCK, 1, 1))) void attention_backw
         for (int g = 0; g < OCTETS; g++) {
             int8 seen = first + 8 * g + STEPS <= (int8)(row);
 #if DROPOUT
-            ulong8 index = unit * T + first + 8 * g + convert_ulong8(STEPS);
+            ulong8 index = unit * T + first + 8 * g + EIGHT_STEPS;
             weights[g] *= keep(key[0] + stream, index, threshold, keep_scale);
 #endif
             float8 slope = exp(scores[g] * scale - own_lse) * (weights[g] - own_along) * scale;
@@ -247,7 +247,7 @@ __kernel __attribute__((reqd_work_group_size(BLOCK, 1, 1))) void attention_backw
             int query = first + 8 * g;
             float8 p = exp(scores[g] * scale - tile_of(lse, unit, query, T));
 #if DROPOUT
-            ulong8 index = (unit + query + convert_ulong8(STEPS)) * T + row;
+            ulong8 index = (unit + query + EIGHT_STEPS) * T + row;
             weights[g] *= keep(key[0] + stream, index, threshold, keep_scale);
 #endif
             float8 slope = p * (weights[g] - tile_of(along, unit, query, T)) * scale;
@@ -293,7 +293,7 @@ __kernel __attribute__((reqd_work_group_size(BLOCK, 1, 1))) void attention_backw
             int query = first + 8 * g;
             float8 p = exp(weights[g] * scale - tile_of(lse, unit, query, T));
 #if DROPOUT
-            ulong8 index = (unit + query + convert_ulong8(STEPS)) * T + row;
+            ulong8 index = (unit + query + EIGHT_STEPS) * T + row;
             p *= keep(key[0] + stream, index, threshold, keep_scale);
 #endif
             weights[g] = select((float8)(0.0f), p, query + STEPS >= (int8)(row));

@@ -40,7 +40,7 @@ __kernel void dropout(
 ) {
     size_t i = WIDTH * get_global_id(0);
     if (i < n) {
-        ulong8 index = i + (ulong8)(0, 1, 2, 3, 4, 5, 6, 7);
+        ulong8 index = i + EIGHT_STEPS;
         float8 factor = keep(key[0] + stream, index, threshold, keep_scale);
         float8 kept = load(x, i, n, 0.0f) * factor;
         store(has_addend ? kept + load(addend, i, n, 0.0f) : kept, out, i, n);

@@ -5,6 +5,7 @@
 #define MIX_1 0xBF58476D1CE4E5B9UL
 #define MIX_2 0x94D049BB133111EBUL
 #define UNUSED_BITS 40
+#define EIGHT_STEPS (ulong8)(0, 1, 2, 3, 4, 5, 6, 7)
 
 // base = key + the stream's offset
 float8 keep(ulong base, ulong8 index, uint threshold, float keep_scale) {
@@ -12,6 +13,7 @@ float8 keep(ulong base, ulong8 index, uint threshold, float keep_scale) {
     z = (z ^ (z >> 30)) * MIX_1;
     z = (z ^ (z >> 27)) * MIX_2;
     z ^= z >> 31;
-    uint8 bits = convert_uint8(z >> UNUSED_BITS);
+    z >>= UNUSED_BITS;
+    uint8 bits = (uint8)(convert_uint4(z.lo), convert_uint4(z.hi));
     return select((float8)(0.0f), (float8)(keep_scale), bits >= (uint8)(threshold));
 }
