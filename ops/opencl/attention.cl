@@ -133,9 +133,8 @@ __kernel __attribute__((reqd_work_group_size(BLOCK, 1, 1))) void attention(
             weights[g] = exp(weights[g] - new_top);
             exponentials += sum_of(weights[g]);
 #if DROPOUT
-            ulong8 index = ((ulong)get_group_id(1) * n + row) * n + first + 8 * g
-                + EIGHT_STEPS;
-            weights[g] *= keep(key[0] + stream, index, threshold, keep_scale);
+            ulong index = ((ulong)get_group_id(1) * n + row) * n + first + 8 * g;
+            weights[g] *= keep(key[0] + stream, index, 1, threshold, keep_scale);
 #endif
         }
         accumulate(weights, values, share, sum);
@@ -191,8 +190,8 @@ __kernel __attribute__((reqd_work_group_size(BLOCK, 1, 1))) void attention_backw
         for (int g = 0; g < OCTETS; g++) {
             int8 seen = first + 8 * g + STEPS <= (int8)(row);
 #if DROPOUT
-            ulong8 index = unit * T + first + 8 * g + EIGHT_STEPS;
-            weights[g] *= keep(key[0] + stream, index, threshold, keep_scale);
+            ulong index = unit * T + first + 8 * g;
+            weights[g] *= keep(key[0] + stream, index, 1, threshold, keep_scale);
 #endif
             float8 slope = exp(scores[g] * scale - own_lse) * (weights[g] - own_along) * scale;
             weights[g] = select((float8)(0.0f), slope, seen);
@@ -247,8 +246,8 @@ __kernel __attribute__((reqd_work_group_size(BLOCK, 1, 1))) void attention_backw
             int query = first + 8 * g;
             float8 p = exp(scores[g] * scale - tile_of(lse, unit, query, T));
 #if DROPOUT
-            ulong8 index = (unit + query + EIGHT_STEPS) * T + row;
-            weights[g] *= keep(key[0] + stream, index, threshold, keep_scale);
+            ulong index = (unit + query) * T + row;
+            weights[g] *= keep(key[0] + stream, index, T, threshold, keep_scale);
 #endif
             float8 slope = p * (weights[g] - tile_of(along, unit, query, T)) * scale;
             weights[g] = select((float8)(0.0f), slope, query + STEPS >= (int8)(row));
@@ -293,8 +292,8 @@ __kernel __attribute__((reqd_work_group_size(BLOCK, 1, 1))) void attention_backw
             int query = first + 8 * g;
             float8 p = exp(weights[g] * scale - tile_of(lse, unit, query, T));
 #if DROPOUT
-            ulong8 index = (unit + query + EIGHT_STEPS) * T + row;
-            p *= keep(key[0] + stream, index, threshold, keep_scale);
+            ulong index = (unit + query) * T + row;
+            p *= keep(key[0] + stream, index, T, threshold, keep_scale);
 #endif
             weights[g] = select((float8)(0.0f), p, query + STEPS >= (int8)(row));
         }

@@ -40,8 +40,7 @@ __kernel void dropout(
 ) {
     size_t i = WIDTH * get_global_id(0);
     if (i < n) {
-        ulong8 index = i + EIGHT_STEPS;
-        float8 factor = keep(key[0] + stream, index, threshold, keep_scale);
+        float8 factor = keep(key[0] + stream, i, 1, threshold, keep_scale);
         float8 kept = load(x, i, n, 0.0f) * factor;
         store(has_addend ? kept + load(addend, i, n, 0.0f) : kept, out, i, n);
     }

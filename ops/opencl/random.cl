@@ -5,10 +5,10 @@
 #define MIX_1 0xBF58476D1CE4E5B9UL
 #define MIX_2 0x94D049BB133111EBUL
 #define UNUSED_BITS 40
-#define EIGHT_STEPS (ulong8)(0, 1, 2, 3, 4, 5, 6, 7)
 
-// base = key + the stream's offset
-float8 keep(ulong base, ulong8 index, uint threshold, float keep_scale) {
+// Of eight elements, from one to the next so many steps; base = key + the stream's offset.
+float8 keep(ulong base, ulong first, ulong step, uint threshold, float keep_scale) {
+    ulong8 index = first + step * (ulong8)(0, 1, 2, 3, 4, 5, 6, 7);
     ulong8 z = (index + 1UL) * INDEX_STEP + base;
     z = (z ^ (z >> 30)) * MIX_1;
     z = (z ^ (z >> 27)) * MIX_2;

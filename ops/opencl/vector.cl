@@ -4,9 +4,9 @@
 // Arrays that an op may lay in the same memory are never `restrict`: a kernel reads an element
 // before it writes that element, and no other work item touches it.
 //
-// No built-in function is given a vector of 64 bytes. PoCL 3.0 has its own for AVX-512, but its
-// compiler does not know that an AMD Zen 4 has that, and passes such a vector another way: the
-// program is broken, and the process aborts when it is read again.
+// No function is given a vector of 64 bytes, or gives one. PoCL 3.0 has built-in functions for
+// AVX-512, but its compiler does not know that an AMD Zen 4 has that, and passes such a vector
+// another way: the program is broken, and the process aborts when it is read again.
 
 #define WIDTH 8
 

@@ -11,20 +11,33 @@
 #pragma OPENCL FP_CONTRACT OFF
 
 typedef double wide;
-typedef double8 wide8;
+typedef struct { double4 low, high; } wide8;
 
 wide wide_zero(void) { return 0.0; }
-wide8 wide8_zero(void) { return 0.0; }
 wide wide_add(wide x, wide y) { return x + y; }
-wide8 wide8_add(wide8 sum, float8 x) { return sum + convert_double8(x); }
+
+wide8 wide8_zero(void) {
+    wide8 x;
+    x.low = 0.0;
+    x.high = 0.0;
+    return x;
+}
+
+wide8 wide8_add(wide8 sum, float8 x) {
+    sum.low += convert_double4(x.lo);
+    sum.high += convert_double4(x.hi);
+    return sum;
+}
 
 wide8 wide8_add_squares(wide8 sum, float8 x) {
-    double8 exact = convert_double8(x);
-    return sum + exact * exact;
+    double4 low = convert_double4(x.lo), high = convert_double4(x.hi);
+    sum.low += low * low;
+    sum.high += high * high;
+    return sum;
 }
 
 wide wide_of(wide8 x) {
-    double4 four = x.lo + x.hi;
+    double4 four = x.low + x.high;
     double2 two = four.lo + four.hi;
     return two.x + two.y;
 }
