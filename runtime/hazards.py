@@ -16,6 +16,7 @@ is entered as a whole: ask for each part what it must follow, then record all pa
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,7 @@ class Region:
     last: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Access:
+class _Access(NamedTuple):
     """Who touched a segment: the steps of one node that wrote it last, and who read it since."""
 
     node: str = ""
@@ -46,12 +46,13 @@ class Hazards:
     def before(self, reads: Sequence[Region], writes: Sequence[Region]) -> set[int]:
         """The steps that must have ended before a step may touch these regions."""
         steps: set[int] = set()
-        for region in (*reads, *writes):
-            for place in self._cut(region):
-                steps |= self._accesses[region.space][place].writers
-        for region in writes:
-            for place in self._cut(region):
-                steps |= self._accesses[region.space][place].readers
+        for regions, is_write in ((reads, False), (writes, True)):
+            for region in regions:
+                places = self._cut(region)
+                for access in self._accesses[region.space][places.start : places.stop]:
+                    steps |= access.writers
+                    if is_write:
+                        steps |= access.readers
         return steps
 
     def record(

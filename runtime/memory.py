@@ -265,13 +265,12 @@ def _place(blocks: list[_Block], ordered: Pairs | None = None) -> list[int]:
         if ordered is not None:
             alive |= ~ordered[i]
         alive &= placed
-        neighbours = np.flatnonzero(alive)
-        cursor = 0
-        for j in neighbours[np.argsort(offsets[neighbours], kind="stable")]:
-            if offsets[j] - cursor >= sizes[i]:
-                break
-            cursor = max(cursor, int(offsets[j] + sizes[j]))
-        offsets[i] = cursor
+        begins = offsets[alive]
+        by_offset = np.argsort(begins, kind="stable")
+        ends = np.maximum.accumulate((begins + sizes[alive])[by_offset])
+        free_from = np.concatenate([[0], ends])  # before each neighbour, and behind the last
+        fits = np.flatnonzero(begins[by_offset] - free_from[:-1] >= sizes[i])
+        offsets[i] = free_from[fits[0] if len(fits) else -1]
         placed[i] = True
     return [int(offset) for offset in offsets]
 

@@ -344,5 +344,6 @@ def _waits(
             continue
         waits.append(step)
         for name, place in clocks[step].items():
-            known[name] = max(known.get(name, 0), place)
+            if place > known.get(name, 0):
+                known[name] = place
     return tuple(sorted(waits))

@@ -5,12 +5,14 @@ imported would swallow or reword a KeyboardInterrupt. There is nothing to give b
 then ends the process at once, as Ctrl-C ends a command: one line, exit code 130.
 """
 
+import gc
 import os
 import signal
 from types import FrameType
 
 STOPPED = b"stopped\n"
 STDERR = 2  # its descriptor: a signal may come while Python's own stream is in use
+OBJECTS = 50_000  # made until garbage is looked for: a plan makes millions, and next to no garbage
 
 
 def main() -> None:
@@ -21,6 +23,8 @@ def main() -> None:
             signal.signal(signal.SIGINT, _stop)
         from aieflow.tools.cli import main as run_command
 
+        gc.freeze()  # what imports made stays
+        gc.set_threshold(OBJECTS)
         signal.signal(signal.SIGINT, previous)
         run_command()
     except KeyboardInterrupt:  # between the two that handle it
