@@ -21,6 +21,7 @@ from aieflow.ops.graph import Graph
 from aieflow.ops.kernel import Kernels
 from aieflow.profiles.cost import CostModel
 from aieflow.runtime.device_memory import require_memory
+from aieflow.runtime.expansion import Expansion, Expansions
 from aieflow.runtime.layout import compiled, laid_out
 from aieflow.runtime.policies.best import Effort, Found, Judged, Option, Tried, best, listed
 from aieflow.runtime.policies.division import WHOLE, Division, divisions, lean
@@ -28,7 +29,7 @@ from aieflow.runtime.policies.estimate import Estimator
 from aieflow.runtime.policies.objective import Objective
 from aieflow.runtime.policies.tasks import Tasks, tasks_of
 from aieflow.runtime.policies.ways import with_ways
-from aieflow.runtime.schedule import Times
+from aieflow.runtime.schedule import Schedule, Times
 from aieflow.runtime.simulate import joules, simulate
 from aieflow.runtime.step_cost import MachineStepCost
 from aieflow.runtime.transfer import reaches
@@ -96,15 +97,17 @@ def choose(
     """
     options: list[Option] = []
     _require_places(places, devices)
+    kernels, lanes = _kernels_and_lanes(devices)
     for shards, graph in graphs.items():
         tried: tuple[Division, ...] = (WHOLE,)
+        expansions = Expansions(graph, kernels)
         if policy == "best":
-            tried = divisions(graph, *_kernels_and_lanes(devices), cost.machine.node_s)
+            tried = divisions(expansions, lanes, cost.machine.node_s)
         for division in tried:
-            tasks = tasks_on(graph, devices, cost.machine, slots, division)
+            tasks = _tasks_on(expansions, devices, cost.machine, slots, division)
             tasks = _placed(tasks, graph, places)
             option = Option(shards, graph, tasks, Estimator(tasks), division)
-            options.append(_with_more(option, devices, cost.machine, slots))
+            options.append(_with_more(option, expansions, devices, cost.machine, slots))
     effort = effort or Effort()
     key = _key(options, devices, policy, slots, cost, objective, effort)
     held = choices.get(key)
@@ -138,24 +141,37 @@ def tasks_on(
 
     Raises PlanError for a node that no device can do.
     """
-    return tasks_of(
-        graph,
-        *_kernels_and_lanes(devices),
-        reaches(devices),
-        cost,
-        lambda homes: laid_out(graph, homes, devices, "costs", division),
-        slots,
-    )
+    kernels, _ = _kernels_and_lanes(devices)
+    return _tasks_on(Expansions(graph, kernels), devices, cost, slots, division)
+
+
+def _tasks_on(
+    expansions: Expansions,
+    devices: Mapping[str, Device],
+    cost: CostModel,
+    slots: int,
+    division: Division,
+) -> Tasks:
+    def lay_out(device: str) -> tuple[Expansion, Schedule]:
+        expansion = expansions.on(device)
+        return expansion, laid_out(expansion, devices, "costs", division)
+
+    graph, around = expansions.graph, reaches(devices)
+    return tasks_of(graph, *_kernels_and_lanes(devices), around, cost, lay_out, slots)
 
 
 def _with_more(
-    option: Option, devices: Mapping[str, Device], cost: CostModel, slots: int
+    option: Option,
+    expansions: Expansions,
+    devices: Mapping[str, Device],
+    cost: CostModel,
+    slots: int,
 ) -> Option:
     """An option that knows of more ways to do nodes, where its division has lanes to spare."""
     division, (host, *_) = lean(option.division, option.graph), devices
     if division == option.division:
         return option
-    fewer = tasks_on(option.graph, {host: devices[host]}, cost, slots, division)
+    fewer = _tasks_on(expansions, {host: devices[host]}, cost, slots, division)
     tasks = with_ways(option.tasks, fewer)
     more = replace(option, tasks=tasks, estimator=Estimator(tasks), division=division)
     return replace(option, more=more)

@@ -27,6 +27,27 @@ class Expansion:
     derived: Mapping[str, Node]  # state -> the node that makes it anew from other states
 
 
+class Expansions:
+    """The expansions of one graph with as many nodes on a device as it can do, each made once."""
+
+    def __init__(self, graph: Graph, kernels: Kernels) -> None:
+        self.graph, self.kernels = graph, kernels
+        self._held: dict[str, Expansion] = {}
+
+    def on(self, device: str) -> Expansion:
+        """Every node on `device`, or on the first that can do it; raises PlanError where none."""
+        if device not in self._held:
+            homes = [
+                next((name for name in (device, *self.kernels) if self._can(name, node)), device)
+                for node in self.graph.nodes
+            ]
+            self._held[device] = expand(self.graph, homes, self.kernels)
+        return self._held[device]
+
+    def _can(self, device: str, node: Node) -> bool:
+        return node.op.name in self.kernels[device]
+
+
 def expand(graph: Graph, homes: Sequence[str], kernels: Kernels) -> Expansion:
     """Expand every node whose kernel on its home is a chain; raises PlanError without a kernel."""
     nodes: list[Node] = []

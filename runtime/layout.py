@@ -20,18 +20,10 @@ from aieflow.runtime.transfer import reaches, separate_values
 
 
 def laid_out(
-    graph: Graph,
-    homes: Sequence[str],
-    devices: Mapping[str, Device],
-    policy: str,
-    division: Division = WHOLE,
-) -> tuple[Expansion, Schedule]:
-    """The graph without chains, and the lanes of its nodes, which stand in program order.
-
-    Raises PlanError for an op without a kernel.
-    """
-    expansion = expand(graph, homes, _kernels(devices))
-    return expansion, _lanes(expansion, devices, policy, True, division, None)
+    expansion: Expansion, devices: Mapping[str, Device], policy: str, division: Division = WHOLE
+) -> Schedule:
+    """The lanes of all nodes, which stand in program order; raises PlanError without a kernel."""
+    return _lanes(expansion, devices, policy, True, division, None)
 
 
 def compiled(

@@ -17,6 +17,7 @@ from aieflow.profiles.figure import Figure
 from aieflow.profiles.machine_cost import MachineCost
 from aieflow.profiles.machine_file import load_machine
 from aieflow.runtime.choice import Choices, tasks_on
+from aieflow.runtime.expansion import Expansions
 from aieflow.runtime.layout import compiled
 from aieflow.runtime.placement import Placement, chosen, place_on
 from aieflow.runtime.policies.best import QUICK
@@ -38,7 +39,7 @@ def tried(graph: Graph, core_bytes_per_s: float | None = None) -> tuple[Division
     devices = {device.name: device for device in described_devices(profile)}
     kernels: Kernels = {name: device.kernels for name, device in devices.items()}
     lanes = {name: device.lanes for name, device in devices.items()}
-    return divisions(graph, kernels, lanes, MachineCost(profile).node_s)
+    return divisions(Expansions(graph, kernels), lanes, MachineCost(profile).node_s)
 
 
 def test_the_most_lanes_of_a_node() -> None:
@@ -72,9 +73,10 @@ def test_few_lanes_or_one_device_are_not_halved() -> None:
     devices = fakes(2)
     kernels: Kernels = {name: device.kernels for name, device in devices.items()}
     lanes = {name: device.lanes for name, device in devices.items()}
-    assert divisions(GRAPH, kernels, lanes, MadeUp().node_s) == (WHOLE,)  # two lanes
+    expansions = Expansions(GRAPH, kernels)
+    assert divisions(expansions, lanes, MadeUp().node_s) == (WHOLE,)  # two lanes
     alone = {"fake": tuple(f"fake.compute.{lane}" for lane in range(8))}
-    assert divisions(GRAPH, kernels, alone, MadeUp().node_s) == (WHOLE,)
+    assert divisions(expansions, alone, MadeUp().node_s) == (WHOLE,)
 
 
 def test_who_runs_side_by_side_is_on_lanes_of_its_own() -> None:

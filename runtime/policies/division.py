@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from aieflow.ops.graph import Graph, Node
-from aieflow.ops.kernel import Kernels
 from aieflow.ops.matmul import MATMUL
-from aieflow.runtime.expansion import expand
+from aieflow.runtime.expansion import Expansions
 from aieflow.runtime.needs import NodeSeconds
 
 LEAST_HALVED = 4  # lanes of a device, of which one node may have half
@@ -56,36 +55,30 @@ def lean(division: Division, graph: Graph) -> Division:
 
 
 def divisions(
-    graph: Graph, kernels: Kernels, lanes: Mapping[str, Sequence[str]], node_s: NodeSeconds
+    expansions: Expansions, lanes: Mapping[str, Sequence[str]], node_s: NodeSeconds
 ) -> tuple[Division, ...]:
     """Those worth a try: all lanes to each node; beside other devices, half of the host's.
 
-    `kernels` and `lanes` are of the devices, the host's first.
+    `lanes` are of the devices, the host's first.
     """
     host, *others = lanes
     count, half = len(lanes[host]), halved(len(lanes[host]))
     if half == WHOLE or not others:
         return (WHOLE,)
     least: dict[str, int] = {}
-    for node in _conversions(graph, kernels, host, others):
+    for node in _conversions(expansions, host, others):
         seconds = [node_s(host, node, parts) for parts in range(1, count + 1)]
         fewest = next(n for n, each in enumerate(seconds, 1) if each <= SLACK * min(seconds))
         least[node.op.name] = max(fewest, least.get(node.op.name, 1))
     return (WHOLE, replace(half, by_op=least))
 
 
-def _conversions(
-    graph: Graph, kernels: Kernels, host: str, others: Sequence[str]
-) -> Iterator[Node]:
+def _conversions(expansions: Expansions, host: str, others: Sequence[str]) -> Iterator[Node]:
     """What the host does for other devices, one of each kind and size."""
-    own = {node.op.name for node in graph.nodes}
+    own = {node.op.name for node in expansions.graph.nodes}
     seen: set[tuple[object, ...]] = set()
     for device in others:
-        homes = [
-            next(name for name in (device, *kernels) if node.op.name in kernels[name])
-            for node in graph.nodes
-        ]
-        expansion = expand(graph, homes, kernels)
+        expansion = expansions.on(device)
         for node, home in zip(expansion.graph.nodes, expansion.homes, strict=True):
             key = (node.op.name, node.input_specs, node.output_specs)
             if home == host and node.op.name not in own and key not in seen:

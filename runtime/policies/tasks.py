@@ -25,7 +25,7 @@ from aieflow.runtime.transfer import SAVE_LANE, Reach, side_of, updated_states
 
 HOST = 0  # the host's side; the side of device number d is d + 1
 NONE = -1  # no slots
-LayOut = Callable[[Sequence[str]], tuple[Expansion, Schedule]]  # from the device of each node
+LayOut = Callable[[str], tuple[Expansion, Schedule]]  # of all nodes on a device that it can do
 Hops = Mapping[tuple[int, int], tuple[tuple[int, float], ...]]  # from, to -> (resource, seconds)
 
 
@@ -145,9 +145,9 @@ def tasks_of(
 ) -> Tasks:
     """The tables of a graph on devices; `lanes` are their compute lanes, the host's device first.
 
-    `lay_out` gives the expansion and the schedule of any assignment of nodes to devices, `slots`
-    is the number of buffers for each operand of separate memory. Raises PlanError for a node that
-    no device can do.
+    `lay_out` gives the expansion and the schedule of all nodes on a device, or where they can be
+    done, `slots` is the number of buffers for each operand of separate memory. Raises PlanError for
+    a node that no device can do.
     """
     return _Tables(graph, kernels, lanes, reach, cost, slots).tasks(lay_out)
 
@@ -188,15 +188,11 @@ class _Tables:
     def tasks(self, lay_out: LayOut) -> Tasks:
         """One expansion for each device: every node there that it can do."""
         graph, cost = self.graph, self.cost
-        able = [
-            [name for name in self.devices if node.op.name in self.kernels[name]]
-            for node in graph.nodes
-        ]
         pieces: list[list[tuple[Piece, ...]]] = [[] for _ in graph.nodes]
         for name in self.devices:
-            homes = [name if name in names else (*names, name)[0] for names in able]
-            for number, found in enumerate(self._pieces(name, *lay_out(homes))):
-                pieces[number].append(found if name in able[number] else ())
+            found = self._pieces(name, *lay_out(name))
+            for row, node, own in zip(pieces, graph.nodes, found, strict=True):
+                row.append(own if node.op.name in self.kernels[name] else ())
         states = updated_states(graph)
         updater = {
             self.values[node.inputs[place].name]: number
