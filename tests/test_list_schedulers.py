@@ -1,18 +1,19 @@
 """HEFT, PEFT and dmda: the examples of their papers, and small cases drawn by hand."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from made_up_costs import drawn_costs, fakes, published
 
 from aieflow.devices.fake import random_graph
 from aieflow.runtime.choice import tasks_on
-from aieflow.runtime.policies.booking import Bookings, Decision
+from aieflow.runtime.policies.booking import Decision
 from aieflow.runtime.policies.dmda import dmda
-from aieflow.runtime.policies.estimate import estimate, predecessors
+from aieflow.runtime.policies.estimate import estimate
 from aieflow.runtime.policies.heft import heft, upward_ranks
 from aieflow.runtime.policies.peft import optimistic_costs, peft
-from aieflow.runtime.policies.tasks import Tasks, labels_of
+from aieflow.runtime.policies.tasks import Tasks, labels_of, predecessors
 
 # Topcuoglu et al. 2002, figure 2 and table 1.
 TOPCUOGLU = published(
@@ -109,22 +110,45 @@ def test_dmda_inserts_nothing_and_takes_nodes_as_they_become_ready() -> None:
     late = [[2, 90], [90, 9], [1, 90], [2, 90], [1, 90]]
     edges = [(2, 3, 0), (1, 4, 0), (3, 5, 0), (4, 5, 0)]
     assert dmda(published(late, edges)).starts == (0, 0, 9, 2, 10)
-    gap = Bookings(published([[1, 9], [1, 9], [1, 9]], [(1, 2, 0)]), inserts=False)
-    gap.book(0, gap.offers(0)[0])
-    line = gap._lines[0]  # busy from 5 to 6, too
-    line.book(5.0, 1.0)
-    assert gap.offers(2)[0].start_s == 6.0
+
+
+def test_dmda_leaves_a_gap_that_heft_fills() -> None:
+    """
+    Node 3 waits for a message until 6; node 4 is ready at 2, and assigned after it.
+
+    p1  [2 ]        [3][4]      heft: [2 ][4]     [3]
+    p2  [1]
+    """
+    tasks = published([[90, 1], [2, 90], [1, 90], [1, 90]], [(1, 3, 5), (2, 4, 0)])
+    assert dmda(tasks).starts == (0, 0, 6, 7)
+    assert heft(tasks).starts == (0, 0, 6, 2)
+
+
+def test_what_lies_everywhere_is_not_brought() -> None:
+    """A state is read on p2: it comes from the host's side in 5 s, unless nothing changes it."""
+    tasks = published([[90, 1], [90, 1]], [(1, 2, 0)])
+    read = tuple(
+        (piece,) for piece in (replace(each, reads=((1, 2),)) for (each,) in tasks.pieces[1])
+    )
+    hops = (*tasks.hops, {(0, 2): ((2, 5.0),)})
+    brought = replace(tasks, pieces=(tasks.pieces[0], read), inputs=((), (1,)), hops=hops)
+    assert heft(brought).starts == (0, 5)
+    assert heft(replace(brought, anywhere=frozenset({1}))).starts == (0, 1)
 
 
 def test_a_value_is_moved_once_for_all_readers() -> None:
-    """A message of 5 s arrives at 6 s; once booked, who reads the value there moves nothing."""
-    tasks = published([[1, 9], [9, 1], [9, 1]], [(1, 2, 5)])
-    bookings = Bookings(tasks)
-    bookings.book(0, bookings.offers(0)[0])
-    offer = bookings.offers(1)[1]
-    assert (offer.start_s, offer.arrivals) == (6, ((0, 2, 6.0),))
-    bookings.book(1, offer)
-    assert bookings.offers(1)[1].arrivals == ()
+    """A message of 5 s arrives at 6 s; who reads the value there later moves nothing."""
+    tasks = published([[1, 90], [90, 1], [90, 1]], [(1, 2, 5)])
+    both = replace(tasks, pieces=(*tasks.pieces[:2], tasks.pieces[1]), inputs=((), (0,), (0,)))
+    for link in (None, 1):  # of which one message at a time goes over
+        net = replace(tasks.resources[2], width=link)
+        decision = heft(replace(both, resources=(*tasks.resources[:2], net)))
+        assert decision.starts == (0, 6, 7)
+    ((_, (own,)), net) = tasks.pieces[1], replace(tasks.resources[2], width=1)
+    twice = (own, replace(own, after=(0,)))  # two pieces of one node read it
+    pieces = (tasks.pieces[0], ((), twice), tasks.pieces[2])
+    decision = heft(replace(tasks, pieces=pieces, resources=(*tasks.resources[:2], net)))
+    assert decision.seconds == 8
 
 
 def drawn(seed: int, nodes: int = 14) -> Tasks:

@@ -37,9 +37,9 @@ from aieflow.runtime.choice import tasks_on
 from aieflow.runtime.needs import Choice, Needs
 from aieflow.runtime.policies.best import Found, Judged, Option, best
 from aieflow.runtime.policies.booking import span_s
-from aieflow.runtime.policies.estimate import Estimator, predecessors
+from aieflow.runtime.policies.estimate import Estimator
 from aieflow.runtime.policies.heft import heft
-from aieflow.runtime.policies.tasks import HOST, Hops, Piece, Resource, Tasks
+from aieflow.runtime.policies.tasks import HOST, Hops, Piece, Resource, Tasks, predecessors
 from aieflow.runtime.schedule import Times
 from aieflow.tools.console import OUT
 from aieflow.tools.simulate import described_devices

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from scipy.optimize import linprog  # type: ignore[import-untyped]  # ships no types
 
 from aieflow.runtime.cut import cut
-from aieflow.runtime.policies.estimate import predecessors
-from aieflow.runtime.policies.tasks import Tasks
+from aieflow.runtime.policies.tasks import Tasks, predecessors
 
 Floats = npt.NDArray[np.float64]
 

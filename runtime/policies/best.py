@@ -248,7 +248,7 @@ class _Search:
         suffix = ", updates on host" if ends_on_host else ""
         yield _ordered(f"balanced{suffix}", option, ideal.homes, least)
         for factor in factors:
-            prices = (factor * ideal.penalties).tolist()
+            prices = factor * ideal.penalties
             for by, ranked in (("", ranks), (", by least ranks", least)):
                 decision = priced_heft(tasks, prices, ranked)
                 label = f"heft at {factor:g} times the price{by}{suffix}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aieflow.ops.errors import PlanError
-from aieflow.runtime.policies.flat import Flat, Laid, laid
+from aieflow.runtime.policies.flat import Flat, Laid, flat_of, laid
 from aieflow.runtime.policies.step_layout import (
     END,
     PARTS,
@@ -42,7 +42,7 @@ class Estimator:
     """Estimates of many assignments of one graph."""
 
     def __init__(self, tasks: Tasks) -> None:
-        self._tasks, self._flat = tasks, Flat(tasks)
+        self._tasks, self._flat = tasks, flat_of(tasks)
 
     @property
     def flat(self) -> Flat:
@@ -126,12 +126,3 @@ def floor(tasks: Tasks, homes: Sequence[int]) -> tuple[float, float]:
     Copies of states are left out.
     """
     return Estimator(tasks).floor(homes)
-
-
-def predecessors(tasks: Tasks) -> tuple[tuple[int, ...], ...]:
-    """For each node those that must come before it, whether it reads of them or not."""
-    writer = {value: node for node, values in enumerate(tasks.outputs) for value in values}
-    return tuple(
-        tuple(sorted({*(writer[value] for value in values if value in writer), *follows}))
-        for values, follows in zip(tasks.inputs, tasks.follows, strict=True)
-    )

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from aieflow.runtime.policies.step_layout import ABSENT, END, Bools, Floats, Ints, endangered, lay
-from aieflow.runtime.policies.tasks import Hops, Piece, Tasks
+from aieflow.runtime.policies.tasks import Hops, Piece, Tasks, predecessors
 
 Rows: TypeAlias = tuple[
     Ints,
@@ -89,6 +90,13 @@ class Flat:
         for state, node in tasks.updated.items():
             updates[node].append(state)
         self.updates = _Lists(updates)
+        before = predecessors(tasks)
+        behind: list[list[int]] = [[] for _ in range(self.count)]
+        for node, others in enumerate(before):
+            for other in others:
+                behind[other].append(node)
+        self.before, self.behind = _Lists(before), _Lists(behind)
+        self.follows = _Lists(tasks.follows)
         values = len(tasks.hops)
         self.writer = np.full(values, END, np.int64)
         for node, written in enumerate(tasks.outputs):
@@ -166,6 +174,16 @@ class Flat:
         for place, each in enumerate(tasks.saves):
             saved[each.node].append(place)
         self.saves = _Lists(saved)
+
+
+_HELD: WeakKeyDictionary[Tasks, Flat] = WeakKeyDictionary()
+
+
+def flat_of(tasks: Tasks) -> Flat:
+    """The arrays of a graph's tables, made once."""
+    if tasks not in _HELD:
+        _HELD[tasks] = Flat(tasks)
+    return _HELD[tasks]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

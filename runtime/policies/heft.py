@@ -9,31 +9,25 @@ than one resource, transfers have lanes of their own, and a value is moved once 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from aieflow.runtime.policies.booking import Bookings, Decision, move_s, span_s
-from aieflow.runtime.policies.estimate import predecessors
-from aieflow.runtime.policies.tasks import Tasks
+from aieflow.runtime.policies.booking import Decision, booked, move_s, span_s
+from aieflow.runtime.policies.step_layout import Floats
+from aieflow.runtime.policies.tasks import Tasks, predecessors
 
 
 def heft(tasks: Tasks) -> Decision:
     """The decision of HEFT; ties go to the first device and the first node in program order."""
-    free = [[0.0] * len(tasks.devices)] * tasks.count
-    return priced_heft(tasks, free, upward_ranks(tasks))
+    return booked(tasks, [-rank for rank in upward_ranks(tasks)])
 
 
 def priced_heft(
-    tasks: Tasks, prices: Sequence[Sequence[float]], ranks: Sequence[float]
+    tasks: Tasks, prices: Sequence[Sequence[float]] | Floats, ranks: Sequence[float]
 ) -> Decision:
     """The same, but a node goes where its finish plus its price there is least: `prices[n][d]`.
 
     HEFT takes whoever is free, however long it takes, and so does work twice as long as it need be
     where others would have been free soon. Prices are what that costs all others.
     """
-    bookings = Bookings(tasks)
-    for node in sorted(range(tasks.count), key=lambda each: (-ranks[each], each)):
-        price = prices[node]
-        offers = bookings.offers(node)
-        bookings.book(node, min(offers, key=lambda offer: offer.finish_s + price[offer.device]))
-    return bookings.decision()
+    return booked(tasks, [-rank for rank in ranks], prices)
 
 
 def upward_ranks(tasks: Tasks) -> tuple[float, ...]:

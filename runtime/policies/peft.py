@@ -6,12 +6,9 @@ it if every node there had its best device to itself. The ready node whose mean 
 largest comes next, and goes where its finish plus its optimistic cost there is least.
 """
 
-from heapq import heappop, heappush
-
-from aieflow.runtime.policies.booking import Bookings, Decision, span_s
-from aieflow.runtime.policies.estimate import predecessors
+from aieflow.runtime.policies.booking import Decision, booked, span_s
 from aieflow.runtime.policies.heft import mean_passed
-from aieflow.runtime.policies.tasks import Tasks
+from aieflow.runtime.policies.tasks import Tasks, predecessors
 
 
 def peft(tasks: Tasks) -> Decision:
@@ -22,24 +19,7 @@ def peft(tasks: Tasks) -> Decision:
         sum(row[device] for device in devices) / len(devices)
         for row, devices in zip(table, able, strict=True)
     ]
-    before = predecessors(tasks)
-    missing = [len(each) for each in before]
-    readers: list[list[int]] = [[] for _ in range(tasks.count)]
-    for node, others in enumerate(before):
-        for other in others:
-            readers[other].append(node)
-    ready = sorted((-ranks[node], node) for node in range(tasks.count) if not missing[node])
-    bookings = Bookings(tasks)
-    while ready:
-        _, node = heappop(ready)
-        costs = table[node]
-        offers = bookings.offers(node)
-        bookings.book(node, min(offers, key=lambda offer: offer.finish_s + costs[offer.device]))
-        for reader in readers[node]:
-            missing[reader] -= 1
-            if not missing[reader]:
-                heappush(ready, (-ranks[reader], reader))
-    return bookings.decision()
+    return booked(tasks, [-rank for rank in ranks], table)
 
 
 def optimistic_costs(tasks: Tasks) -> tuple[tuple[float, ...], ...]:

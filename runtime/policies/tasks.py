@@ -10,7 +10,7 @@ What follows from where memory lies is left out: `runtime.plan` adds waits for i
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from hashlib import sha256
 from itertools import combinations
 
@@ -79,7 +79,7 @@ class Save:
     earlier: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Tasks:
     """What a scheduler knows of one graph on some devices; nodes are in program order.
 
@@ -122,7 +122,7 @@ class Tasks:
     def fingerprint(self) -> str:
         """A hash of everything that a scheduler can see here."""
         digest = sha256()
-        for field in self.__slots__:
+        for field in (each.name for each in fields(self)):
             held = getattr(self, field)
             if isinstance(held, Mapping):
                 held = sorted(held.items())
@@ -397,6 +397,15 @@ def _behind(piece: Piece, place: int) -> Piece:
     """A piece of a chain in which another was put at `place`, for which it waits."""
     after = {place, *(other + (other >= place) for other in piece.after)}
     return replace(piece, after=tuple(sorted(after)))
+
+
+def predecessors(tasks: Tasks) -> tuple[tuple[int, ...], ...]:
+    """For each node those that must come before it, whether it reads of them or not."""
+    writer = {value: node for node, values in enumerate(tasks.outputs) for value in values}
+    return tuple(
+        tuple(sorted({*(writer[value] for value in values if value in writer), *follows}))
+        for values, follows in zip(tasks.inputs, tasks.follows, strict=True)
+    )
 
 
 def slowdowns(
