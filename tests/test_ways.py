@@ -17,7 +17,7 @@ from aieflow.runtime.policies.best import QUICK
 from aieflow.runtime.policies.division import Division, lean
 from aieflow.runtime.policies.estimate import Estimator
 from aieflow.runtime.policies.heft import upward_ranks
-from aieflow.runtime.policies.sequence_search import SequenceSearch
+from aieflow.runtime.policies.sequence_search import STAGES, TRIAL, SequenceSearch
 from aieflow.runtime.policies.tasks import Tasks
 from aieflow.runtime.policies.ways import division_with, with_ways
 from aieflow.runtime.simulate import simulate
@@ -108,4 +108,4 @@ def test_several_orders_become_one_whatever_the_threads(tasks: Tasks) -> None:
     assert one.ordered.seconds == many.ordered.seconds
     assert one.ordered.order.tolist() == many.ordered.order.tolist()
     assert one.ordered.seconds < min(search.contended(each).seconds for each in listed)
-    assert one.changes == 3 * 200 + 2 * 4_000
+    assert one.changes == 3 * (4_000 // TRIAL) + 2 * STAGES * (4_000 // STAGES)

@@ -8,10 +8,10 @@ more prices. The best of all are improved by longer searches, in rounds: a third
 on to the next, which has as many estimates (successive halving: Jamieson and Talwalkar, AISTATS
 2016); the last round has as many for each. What is to be quick on several devices has one round of
 these, and several in which its order is improved, too, and each node may be done in more ways
-(`sequence_search`, `ways`). Of the most promising,
-plans are compiled and simulated, and the best of those is taken; but a trivial one, if the others
-gain less than what is foretold may err by. A trivial plan is left out of that only if what it takes
-at least (its busiest lanes, its longest path) is worse than that allows: so none is better.
+(`sequence_search`, `ways`). Of the most promising, plans are compiled and simulated, and the best
+of those is taken; but a trivial one, if the others gain less than what is foretold may err by. A
+trivial plan is left out of that only if what it takes at least (its busiest lanes, its longest
+path) is worse than that allows: so none is better.
 
 The effort is a number of nodes to look at, not of seconds: the same inputs give the same plan.
 """
@@ -45,15 +45,16 @@ class Effort:
 
     estimated_nodes: int = 9_000_000
     simulated_nodes: int = 3_000
-    changes: int = 200_000  # of an assignment and its order
+    changes: int = 600_000  # of an assignment and its order
     bases: int = 6  # assignments that are improved
     most: int = 6_000  # estimates of a small graph; simulations
-    prices: tuple[float, ...] = (100.0, 30.0)  # factors on those of a balance
+    prices: tuple[float, ...] = (300.0, 100.0, 30.0)  # factors on those of a balance
     threads: int = 8  # searches at once, at most; changes nothing in what is found
 
 
 QUICK = Effort(600_000, 2_500, changes=10_000, bases=2, prices=(30.0,))
 ROUNDS, KEPT = 3, 3  # of the search; one of so many goes on to the next
+LOOK = 3  # one of so many estimates of a round shows which way to lower and divide is best
 WORTH = 0.02  # of the score: what more than a trivial plan has to gain
 MOST_SLOWDOWN = 1.25  # of a device by others: beyond, orders are not searched, which reckon it late
 
@@ -264,7 +265,7 @@ class _Search:
                 leaders.append(candidate)
         count = min(self._effort.bases, len(pool))
         if len(leaders) > 1:
-            leaders = [self._searched([each], count, searches)[0] for each in leaders]
+            leaders = [self._searched([each], LOOK * count, searches)[0] for each in leaders]
             leaders.sort(key=lambda each: self._score(each.estimate))
         option = leaders[0].option
         prices = self._effort.prices

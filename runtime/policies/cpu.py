@@ -81,8 +81,9 @@ def _divide(
 ) -> tuple[str, ...]:
     """The lanes of one node; adds to their load, or sets it to when the node is to end."""
     parts = min(most, kernel.split(node).units)
-    whole = cost.seconds(node.flops, node.nbytes)
-    divided = cost.seconds(node.flops / parts, node.nbytes / parts) + EDGE_S
+    flops, nbytes = node.flops, node.nbytes
+    whole = cost.seconds(flops, nbytes)
+    divided = cost.seconds(flops / parts, nbytes / parts) + EDGE_S
     free_first = sorted(lanes, key=lambda name: load[name])  # stable: ties keep lane order
     if parts > 1 and divided < whole:
         chosen = tuple(lane for lane in lanes if lane in free_first[:parts])

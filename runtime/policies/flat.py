@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from aieflow.runtime.policies.once import once
 from aieflow.runtime.policies.step_layout import ABSENT, END, Bools, Floats, Ints, endangered, lay
 from aieflow.runtime.policies.tasks import Hops, Piece, Tasks, predecessors
 
@@ -176,14 +176,10 @@ class Flat:
         self.saves = _Lists(saved)
 
 
-_HELD: WeakKeyDictionary[Tasks, Flat] = WeakKeyDictionary()
-
-
+@once
 def flat_of(tasks: Tasks) -> Flat:
-    """The arrays of a graph's tables, made once."""
-    if tasks not in _HELD:
-        _HELD[tasks] = Flat(tasks)
-    return _HELD[tasks]
+    """The arrays of a graph's tables."""
+    return Flat(tasks)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,6 +10,7 @@ than one resource, transfers have lanes of their own, and a value is moved once 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from aieflow.runtime.policies.booking import Decision, booked, move_s, span_s
+from aieflow.runtime.policies.once import once
 from aieflow.runtime.policies.step_layout import Floats
 from aieflow.runtime.policies.tasks import Tasks, predecessors
 
@@ -30,6 +31,7 @@ def priced_heft(
     return booked(tasks, [-rank for rank in ranks], prices)
 
 
+@once
 def upward_ranks(tasks: Tasks) -> tuple[float, ...]:
     """The upward rank of each node, in seconds, with means over devices and pairs of them.
 
@@ -42,6 +44,7 @@ def upward_ranks(tasks: Tasks) -> tuple[float, ...]:
     return _ranks(tasks, own_s, mean_passed(tasks))
 
 
+@once
 def least_ranks(tasks: Tasks) -> tuple[float, ...]:
     """The same with the least seconds of each node: what is quick somewhere will be done there."""
     own_s = [min(map(span_s, tasks.pieces[node])) for node in range(tasks.count)]

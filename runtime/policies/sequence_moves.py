@@ -61,7 +61,7 @@ from aieflow.runtime.policies.sequence import (
 )
 from aieflow.runtime.policies.step_layout import END, HOST, Bools, Ints
 
-HEAT = 2e-4  # of the length: so much more a change may make it in the beginning
+HEAT = 4e-4  # of the length: so much more a change may make it, at most
 SHIFTS, SWAPS = 10, 50  # of a hundred changes those of an order; of the others, swaps
 REACH, PICKS = 50, 10  # places at most between two that are swapped; nodes looked at for one
 HOT = 60  # of a hundred: those of what the length hangs on
@@ -329,9 +329,11 @@ def improve(
     seed: int,
     able: Bools,
     movable: Ints,
+    warm: tuple[float, float],
 ) -> tuple[float, Ints, Ints]:
     """The best of so many changes: seconds, the device of each node, pieces in order.
 
+    A change may make it longer by HEAT times a share that goes from one `warm` to the other.
     Where the order given cannot be decoded, it is returned with infinite seconds.
     """
     pieces, own, marks, orders = tables[0], tables[3], run[MARKS], run[ORDERS]
@@ -349,7 +351,8 @@ def improve(
     hot, settles = _hot(run, order, count, held, path)
     stale = 0
     for change in range(changes):
-        limit = held + heat * (1.0 - change / changes) * next_chance(chance, 1000) / 1000
+        share = warm[0] + (warm[1] - warm[0]) * change / changes
+        limit = held + heat * share * next_chance(chance, 1000) / 1000
         is_hot, node, other, device, into = next_chance(chance, 100) < HOT, END, END, 0, 0
         has_states = False
         if next_chance(chance, 100) < SHIFTS:

@@ -53,12 +53,13 @@ from aieflow.runtime.policies.step_layout import END, HOST, NODE, PIECE, RESOURC
 from aieflow.runtime.policies.tasks import Tasks
 from aieflow.runtime.schedule import Times
 
-PIECES = 750_000_000  # changes times pieces, at most: some seconds
-TRIAL = 20  # one of so many changes shows which orders are worth all of them
-STAGES = 4  # of all changes, between which it is reckoned anew what slows pieces down
+PIECES = 1_200_000_000  # changes times pieces, at most: some seconds
+TRIAL = 40  # one of so many changes shows which orders are worth all of them
+WARM = 1.0, 0.0  # a trial cools down by itself, stages all together
+STAGES = 6  # of all changes, between which it is reckoned anew what slows pieces down
 APART = 2  # of them that two orders go on by themselves; then both from the better one
 SETTLING = 2  # times what slows pieces down is reckoned anew after a stage
-PER_PIECE = 100  # changes, at most
+PER_PIECE = 300  # changes, at most
 MOST_DEVICES = (1 << SIDE_BITS) - 1
 
 
@@ -123,16 +124,19 @@ class SequenceSearch:
         """The best of these after so many changes at most, or as many as are worth their time.
 
         A few changes each show which two are worth the rest. These go on apart for some stages, and
-        then both from the better one, by other chances. Threads change nothing in what is found.
+        then both from the better one, by other chances; what a change may make it longer by falls
+        over all stages. Threads change nothing in what is found.
         """
         found = [(self.contended(ordered), number) for number, ordered in enumerate(listed)]
         pieces = max(len(ordered.order) for ordered in listed)
         changes, tried = min(changes, PER_PIECE * pieces, PIECES // max(1, pieces)), 0
         with ThreadPoolExecutor(threads) as pool:
             for stage in range(STAGES + 1):
-                each = changes // STAGES if stage else changes // TRIAL
+                each, warm = changes // TRIAL, WARM
+                if stage:
+                    each, warm = changes // STAGES, (1 - (stage - 1) / STAGES, 1 - stage / STAGES)
                 seeds = [1 + 1000 * stage + 100 * place for place in range(len(found))]
-                better = pool.map(partial(self._after, each), found, seeds)
+                better = pool.map(partial(self._after, each, warm), found, seeds)
                 found = sorted(better, key=lambda pair: pair[0].seconds)[:2]  # stable
                 tried += each * len(seeds)
                 if stage >= APART:
@@ -140,8 +144,13 @@ class SequenceSearch:
         ordered, number = found[0]
         return FoundOrder(ordered, number, tried)
 
-    def improved(self, ordered: Ordered, changes: int, seed: int) -> Ordered:
-        """The best of one stage of so many changes; `seed` begins the chances, from 1 on."""
+    def improved(
+        self, ordered: Ordered, changes: int, seed: int, warm: tuple[float, float] = WARM
+    ) -> Ordered:
+        """The best of one stage of so many changes; `seed` begins the chances, from 1 on.
+
+        `warm` are shares of HEAT in the beginning and in the end: see `sequence_moves`.
+        """
         seconds, home, order = improve(
             self._tables(ordered),
             self._run(ordered.home),
@@ -151,6 +160,7 @@ class SequenceSearch:
             seed,
             self._flat.able,
             self._flat.movable,
+            warm,
         )
         return replace(ordered, seconds=seconds, home=home, order=order)
 
@@ -180,10 +190,12 @@ class SequenceSearch:
         timed = zip(names, spans.tolist(), strict=True)
         return {name: (begin, end) for name, (begin, end) in timed if name}
 
-    def _after(self, changes: int, pair: tuple[Ordered, int], seed: int) -> tuple[Ordered, int]:
+    def _after(
+        self, changes: int, warm: tuple[float, float], pair: tuple[Ordered, int], seed: int
+    ) -> tuple[Ordered, int]:
         """One of several orders after a stage, and its number."""
         ordered, number = pair
-        return self.contended(self.improved(ordered, changes, seed)), number
+        return self.contended(self.improved(ordered, changes, seed, warm)), number
 
     def _decoded(self, ordered: Ordered, run: Run) -> tuple[float, Floats]:
         """Seconds of an order, and when its pieces begin and end; the run is as before."""

@@ -13,7 +13,7 @@ from aieflow.runtime.policies.division import Division
 from aieflow.runtime.policies.step_layout import Ints
 from aieflow.runtime.policies.tasks import Tasks
 
-HOSTS = 0  # device
+HOSTS = 0  # the number of the host's device
 
 
 def with_ways(tasks: Tasks, fewer: Tasks) -> Tasks:
