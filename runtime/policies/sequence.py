@@ -400,7 +400,7 @@ def find_tails(
 
     All takes so many `seconds`; `last` is as `decode` says.
     """
-    pieces, _, nodes, own, _, values, resources, items, hops, hop_s, side_of, _ = tables
+    pieces, _, nodes, own, _, values, resources, items, _, hop_s, side_of, _ = tables
     times, marks = run[:2]
     for place in range(count):
         times[order[place], THEN] = 0.0
@@ -435,8 +435,6 @@ def find_tails(
             before = values[value, WRITER]
             if before >= 0:
                 other = last_piece(own, home, before)
-                row, origin, reached = values[value, HOPS], side_of[home[before]], tail
-                for hop in range(2):
-                    if hops[row, origin, side, hop] >= 0:
-                        reached += hop_s[row, origin, side, hop]
+                row, origin = natural(values[value, HOPS]), natural(side_of[home[before]])
+                reached = tail + hop_s[row, origin, side, 0] + hop_s[row, origin, side, 1]
                 times[other, THEN] = max(times[other, THEN], reached)
