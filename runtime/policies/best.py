@@ -3,20 +3,21 @@
 Candidates are the trivial plans (all on one device as far as it can), HEFT, PEFT, dmda, a balance
 of loads, and HEFT at a price, for each way in which the graph can be lowered (its batch in 1, 2 or
 4 shards) and its nodes be divided over lanes (`division`). Quick estimates rank them, and a short
-local search from the best of each way tells which way is worth the effort: it has candidates at
-more prices. The best of all are improved by longer searches, in rounds: a third, two at least, goes
-on to the next, which has as many estimates (successive halving: Jamieson and Talwalkar, AISTATS
-2016); the last round has as many for each. What is to be quick on several devices has one round of
-these, and several in which its order is improved, too, and each node may be done in more ways
-(`sequence_search`, `ways`). Of the most promising, plans are compiled and simulated, and the best
-of those is taken; but a trivial one, if the others gain less than what is foretold may err by. A
-trivial plan is left out of that only if what it takes at least (its busiest lanes, its longest
-path) is worse than that allows: so none is better.
+local search from the best of each way, and a shorter one of its order, tells which way is worth the
+effort: it has candidates at more prices. The best of all are improved by longer searches, in
+rounds: a third, two at least, goes on to the next, which has as many estimates (successive halving:
+Jamieson and Talwalkar, AISTATS 2016); the last round has as many for each. What is to be quick on
+several devices has one round of these, and several in which its order is improved, too, and each
+node may be done in more ways (`sequence_search`, `ways`). Of the most promising, plans are compiled
+and simulated, and the best of those is taken; but a trivial one, if the others gain less than what
+is foretold may err by. A trivial plan is left out of that only if what it takes at least (its
+busiest lanes, its longest path) is worse than that allows: so none is better.
 
 The effort is a number of nodes to look at, not of seconds: the same inputs give the same plan.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from aieflow.ops.errors import PlanError
@@ -54,7 +55,7 @@ class Effort:
 
 QUICK = Effort(600_000, 2_500, changes=10_000, bases=2, prices=(30.0,))
 ROUNDS, KEPT = 3, 3  # of the search; one of so many goes on to the next
-LOOK = 3  # one of so many estimates of a round shows which way to lower and divide is best
+LOOK = 50  # one of so many changes of an order shows which way to lower and divide is best
 WORTH = 0.02  # of the score: what more than a trivial plan has to gain
 MOST_SLOWDOWN = 1.25  # of a device by others: beyond, orders are not searched, which reckon it late
 
@@ -265,8 +266,8 @@ class _Search:
                 leaders.append(candidate)
         count = min(self._effort.bases, len(pool))
         if len(leaders) > 1:
-            leaders = [self._searched([each], LOOK * count, searches)[0] for each in leaders]
-            leaders.sort(key=lambda each: self._score(each.estimate))
+            leaders = [self._searched([each], count, searches)[0] for each in leaders]
+            leaders = self._by_order(sorted(leaders, key=lambda each: self._score(each.estimate)))
         option = leaders[0].option
         prices = self._effort.prices
         priced = [*self._priced(option, prices[1:]), *self._priced(option, prices, True)]
@@ -285,10 +286,31 @@ class _Search:
         sequenced = self._sequenced(found[: len(improved)]) if has_order else []
         return [*sequenced, *found, *priced]
 
-    def _is_worth_an_order(self, tasks: Tasks) -> bool:
-        slowest = max(max(each) for each in tasks.slowdowns)
+    def _by_order(self, leaders: list[_Candidate]) -> list[_Candidate]:
+        """The same, but of several lowerings the one first whose order a few changes make shortest.
+
+        More shards gain more by an order than estimates of list schedules show.
+        """
+        is_due = [self._is_worth_an_order(each.option.tasks, each.homes) for each in leaders]
+        if len({each.option.shards for each in leaders}) == 1 or not all(is_due):
+            return leaders
+        changes = self._effort.changes // LOOK
+
+        def seconds(leader: _Candidate) -> float:
+            search = SequenceSearch(leader.option.tasks, leader.option.estimator)
+            return search.looked(leader.homes, leader.ranks, changes)
+
+        self._estimates += changes * len(leaders)
+        with ThreadPoolExecutor(self._effort.threads) as pool:
+            found = dict(zip(leaders, pool.map(seconds, leaders), strict=True))
+        return sorted(leaders, key=lambda each: found[each])
+
+    def _is_worth_an_order(self, tasks: Tasks, homes: Sequence[int] | None = None) -> bool:
+        """Of tasks, or of an assignment of them."""
+        slowest, devices = max(map(max, tasks.slowdowns)), len(tasks.devices)
         is_wanted = self._effort.changes > 0 and self._objective.kind == "time"
-        return is_wanted and 1 < len(tasks.devices) <= MOST_DEVICES and slowest <= MOST_SLOWDOWN
+        used = devices if homes is None else len(set(homes))
+        return is_wanted and used > 1 and devices <= MOST_DEVICES and slowest <= MOST_SLOWDOWN
 
     def _sequenced(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
         """The best of candidates of one option, on several devices each, with another order."""

@@ -53,7 +53,7 @@ from aieflow.runtime.policies.step_layout import END, HOST, NODE, PIECE, RESOURC
 from aieflow.runtime.policies.tasks import Tasks
 from aieflow.runtime.schedule import Times
 
-PIECES = 1_200_000_000  # changes times pieces, at most: some seconds
+PIECES = 1_100_000_000  # changes times pieces, at most: some seconds
 TRIAL = 40  # one of so many changes shows which orders are worth all of them
 WARM = 1.0, 0.0  # a trial cools down by itself, stages all together
 STAGES = 6  # of all changes, between which it is reckoned anew what slows pieces down
@@ -119,6 +119,11 @@ class SequenceSearch:
         order = np.concatenate([order, np.setdiff1d(flat.renewal_piece, order)])
         slowed, home = by_resource[flat.resource], np.array(homes, np.int64)
         return self.improved(Ordered(np.inf, home, order, slowed, by_resource, saved_s), 0, 1)
+
+    def looked(self, homes: Sequence[int], ranks: Sequence[float], changes: int) -> float:
+        """Seconds of an assignment after a few changes: what may be hoped for."""
+        ordered = self.contended(self.listed(homes, ranks))
+        return self.contended(self.improved(ordered, changes, 1)).seconds
 
     def best_of(self, listed: Sequence[Ordered], changes: int, threads: int) -> FoundOrder:
         """The best of these after so many changes at most, or as many as are worth their time.
