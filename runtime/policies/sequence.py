@@ -435,6 +435,6 @@ def find_tails(
             before = values[value, WRITER]
             if before >= 0:
                 other = last_piece(own, home, before)
-                row, origin = natural(values[value, HOPS]), natural(side_of[home[before]])
+                row, origin = values[value, HOPS], side_of[home[before]]
                 reached = tail + hop_s[row, origin, side, 0] + hop_s[row, origin, side, 1]
                 times[other, THEN] = max(times[other, THEN], reached)
