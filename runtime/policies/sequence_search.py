@@ -53,7 +53,7 @@ from aieflow.runtime.policies.step_layout import END, HOST, NODE, PIECE, RESOURC
 from aieflow.runtime.policies.tasks import Tasks
 from aieflow.runtime.schedule import Times
 
-PIECES = 1_100_000_000  # changes times pieces, at most: some seconds
+PIECES = 950_000_000  # changes times pieces, at most: some seconds
 TRIAL = 40  # one of so many changes shows which orders are worth all of them
 WARM = 1.0, 0.0  # a trial cools down by itself, stages all together
 STAGES = 6  # of all changes, between which it is reckoned anew what slows pieces down
