@@ -16,13 +16,6 @@ typedef struct { double4 low, high; } wide8;
 wide wide_zero(void) { return 0.0; }
 wide wide_add(wide x, wide y) { return x + y; }
 
-wide8 wide8_zero(void) {
-    wide8 x;
-    x.low = 0.0;
-    x.high = 0.0;
-    return x;
-}
-
 wide8 wide8_add(wide8 sum, float8 x) {
     sum.low += convert_double4(x.lo);
     sum.high += convert_double4(x.hi);
@@ -55,13 +48,6 @@ typedef struct { float high, low; } wide;
 typedef struct { float8 high, low; } wide8;
 
 wide wide_zero(void) { wide x = {0.0f, 0.0f}; return x; }
-
-wide8 wide8_zero(void) {
-    wide8 x;
-    x.high = 0.0f;
-    x.low = 0.0f;
-    return x;
-}
 
 wide wide_add(wide x, wide y) {
     float sum = x.high + y.high;
@@ -156,6 +142,13 @@ float wide_round(wide x) { return x.high + x.low; }
 float wide_share(wide x, ulong count) { return wide_round(x) / count; }
 float wide_root(wide x) { return sqrt(wide_round(x)); }
 #endif
+
+wide8 wide8_zero(void) {
+    wide8 x;
+    x.high = 0.0f;
+    x.low = 0.0f;
+    return x;
+}
 
 // The sum of the cells of a group of `count` items, in order, for each of them.
 wide wide_group_sum(wide value, __local wide *cells, int count) {

@@ -306,7 +306,7 @@ class _Search:
         return sorted(leaders, key=lambda each: found[each])
 
     def _is_worth_an_order(self, tasks: Tasks, homes: Sequence[int] | None = None) -> bool:
-        """Of tasks, or of an assignment of them."""
+        """Whether the order of tasks is searched, or of an assignment of them."""
         slowest, devices = max(map(max, tasks.slowdowns)), len(tasks.devices)
         is_wanted = self._effort.changes > 0 and self._objective.kind == "time"
         used = devices if homes is None else len(set(homes))

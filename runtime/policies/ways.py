@@ -20,7 +20,7 @@ def with_ways(tasks: Tasks, fewer: Tasks) -> Tasks:
     """The tasks with one more device: the host's, for what it does on other lanes in `fewer`.
 
     `fewer` are the same graph's on the host's device, and maybe others. A node that may not be
-    there, as it was placed by hand, has no such way.
+    there, as it was placed by hand, has no such way. Raises ValueError where they are not.
     """
     rows = zip(tasks.pieces, fewer.pieces, strict=True)
     pieces = tuple(
